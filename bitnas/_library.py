@@ -1,0 +1,141 @@
+"""Loads the compiled objects and tells torch what the operators' outputs look like.
+
+Nothing here touches CPython's own ABI: both objects are plain shared libraries that register operators. The CUDA
+one is loaded only where torch itself was built for CUDA.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER = Path(__file__).parent
+
+
+def _load() -> None:
+    cpu, cuda = _FOLDER / "_C.so", _FOLDER / "_C_cuda.so"
+    if not cpu.exists():
+        raise ImportError(
+            f"bitnas: the compiled kernels are not in {_FOLDER}. In a checkout run `pip install -e . "
+            "--no-build-isolation`; after a plain `pip install`, start Python outside the checkout's folder."
+        )
+    try:
+        torch.ops.load_library(cpu)
+        if torch.version.cuda and cuda.exists():
+            torch.ops.load_library(cuda)
+    except OSError as error:
+        raise ImportError(
+            f"bitnas: torch {torch.__version__} could not load the compiled kernels ({error}). They need torch 2.11 "
+            "or newer; `pip install --force-reinstall --no-deps bitnas` builds them again."
+        ) from error
+    wanted, runs = os.environ.get("BITNAS_ISA"), cpu_isas()
+    if wanted and wanted not in runs:
+        raise ImportError(f"BITNAS_ISA={wanted!r}: this CPU and build run {', '.join(runs)}; name one of these")
+
+
+def cpu_isas() -> list[str]:
+    """Instruction sets this CPU can run kernels of, slowest first."""
+    return torch.ops.bitnas.cpu_isas().split(",")
+
+
+def cpu_isa() -> str:
+    """The instruction set whose kernels new weights are prepared for."""
+    return torch.ops.bitnas.cpu_isa()
+
+
+def select_cpu_isa(name: str) -> None:
+    """Uses another instruction set from now on; weights that are already prepared keep theirs.
+
+    Raises:
+        ValueError: this CPU or build cannot run it.
+    """
+    if not torch.ops.bitnas.select_cpu_isa(name):
+        raise ValueError(f"isa={name!r}: this CPU and build run {', '.join(cpu_isas())}")
+
+
+def cuda_loaded() -> bool:
+    """Whether the CUDA kernels are registered."""
+    return bool(torch.version.cuda) and (_FOLDER / "_C_cuda.so").exists()
+
+
+_load()
+
+
+def _words(channels: int) -> int:
+    return (channels + 63) // 64
+
+
+def _out_size(size: int, padding: int, dilation: int, kernel: int, stride: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _conv_sizes(x: Tensor, weight: Tensor, stride: tuple, padding: tuple, dilation: tuple) -> tuple[int, int, int, int]:
+    height, width = (
+        _out_size(x.shape[1 + i], padding[i], dilation[i], weight.shape[1 + i], stride[i]) for i in range(2)
+    )
+    return x.shape[0], weight.shape[0], height, width
+
+
+@torch.library.register_fake("bitnas::pack")
+def _(x, threshold):
+    words = _words(x.shape[1])
+    shape = (x.shape[0], words) if x.dim() == 2 else (x.shape[0], x.shape[2], x.shape[3], words)
+    return x.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("bitnas::pack_channels")
+def _(x, threshold, direction):
+    return torch.ops.bitnas.pack(x, 0.0)
+
+
+@torch.library.register_fake("bitnas::unpack")
+def _(packed, channels, unit):
+    return packed.new_empty((*packed.shape[:-1], channels), dtype=torch.float32)
+
+
+@torch.library.register_fake("bitnas::prepare_weight")
+def _(weight, in_channels, groups):
+    raise NotImplementedError(
+        "bitnas::prepare_weight has a size that depends on the machine: prepare weights outside compiled code"
+    )
+
+
+@torch.library.register_fake("bitnas::conv2d_int32")
+def _(x, weight, prepared, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
+    sizes = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
+    return x.new_empty(sizes, dtype=torch.int32).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("bitnas::conv2d_float")
+def _(x, weight, prepared, scale, bias, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
+    sizes = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
+    return x.new_empty(sizes, dtype=torch.float32).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("bitnas::conv2d_bits")
+def _(x, weight, prepared, threshold, flip, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
+    images, channels, height, width = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
+    return x.new_empty((images, height, width, _words(channels)))
+
+
+@torch.library.register_fake("bitnas::linear_int32")
+def _(x, weight, prepared, in_features, unit):
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.int32)
+
+
+@torch.library.register_fake("bitnas::linear_float")
+def _(x, weight, prepared, scale, bias, in_features, unit):
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+
+
+@torch.library.register_fake("bitnas::linear_bits")
+def _(x, weight, prepared, threshold, flip, in_features, unit):
+    return x.new_empty((x.shape[0], _words(weight.shape[0])))
+
+
+@torch.library.register_fake("bitnas::max_pool2d_bits")
+def _(x, flip, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w):
+    height = _out_size(x.shape[1], padding_h, 1, kernel_h, stride_h)
+    width = _out_size(x.shape[2], padding_w, 1, kernel_w, stride_w)
+    return x.new_empty((x.shape[0], height, width, x.shape[3]))

@@ -1,0 +1,266 @@
+#include "kernels/cpu/conv2d.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/padding.h"
+
+namespace bitnas::cpu {
+namespace {
+
+// Rows of a linear layer, or pixels of a 1x1 convolution, that one task takes.
+constexpr int64_t kPointwisePixels = 64;
+// Below about this many products a second thread costs more than it gives.
+constexpr int64_t kParallelProducts = int64_t{1} << 22;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Classes of output positions along one axis, by which taps are inside the image.
+std::vector<TapInterval> classify(int64_t outputs, int64_t stride, int64_t padding, int64_t taps, int64_t dilation,
+                                  int64_t size, std::vector<int32_t>& class_of) {
+  std::vector<TapInterval> classes;
+  class_of.resize(outputs);
+  for (int64_t o = 0; o < outputs; ++o) {
+    const TapInterval interval = valid_taps(o * stride - padding, taps, dilation, size);
+    auto found = std::find(classes.begin(), classes.end(), interval);
+    if (found == classes.end()) found = classes.insert(classes.end(), interval);
+    class_of[o] = static_cast<int32_t>(found - classes.begin());
+  }
+  return classes;
+}
+
+// Channels [first, first + count) of each pixel as words of their own, tail bits zero.
+void slice_channels(const Word* pixels, int64_t pixel_count, int64_t pixel_words, int64_t first, int64_t count,
+                    Word* out) {
+  const int64_t words = words_for(count);
+  const int64_t shift = first % kWordBits;
+  const int64_t tail = count % kWordBits;
+  const Word last_mask = tail == 0 ? ~Word{0} : (Word{1} << tail) - 1;
+  for (int64_t p = 0; p < pixel_count; ++p, pixels += pixel_words, out += words) {
+    for (int64_t i = 0; i < words; ++i) {
+      const int64_t at = first / kWordBits + i;
+      Word word = pixels[at] >> shift;
+      if (shift != 0 && at + 1 < pixel_words) word |= pixels[at + 1] << (kWordBits - shift);
+      out[i] = i + 1 == words ? word & last_mask : word;
+    }
+  }
+}
+
+}  // namespace
+
+Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t threads)
+    : args_(args), weights_(weights) {
+  const Conv2dShape& s = args_.shape;
+  const int64_t pixels = s.images * s.out_height * s.out_width;
+  if (pixels == 0) return;
+  const bool bits = args_.epilogue.kind == EpilogueKind::kBits;
+  merge_bits_ = bits && s.groups > 1 && s.group_out_channels() % kPanelChannels != 0;
+  if (merge_bits_) std::memset(args_.epilogue.out, 0, pixels * words_for(s.out_channels) * sizeof(Word));
+  make_offsets();
+
+  const int64_t products = pixels * s.out_channels * s.taps() * s.group_channels();
+  if (products < kParallelProducts) threads = 1;
+  const int64_t panels = weights_.panels_per_group();
+  const auto cut_panels = [&](int64_t independent) {
+    return independent < threads && s.groups == 1 && panels >= threads ? threads : 1;
+  };
+  if (s.pointwise()) {
+    row_chunks_ = divide_up(pixels, kPointwisePixels);
+    panel_chunks_ = cut_panels(row_chunks_);
+    tasks_ = row_chunks_ * panel_chunks_;
+    return;
+  }
+  const bool whole_images = s.images >= 4 * threads || s.images % threads == 0;
+  if (!whole_images) {
+    panel_chunks_ = panels % threads == 0 ? cut_panels(s.images) : 1;
+    if (panel_chunks_ == 1) row_chunks_ = std::min(s.out_height, 2 * threads);
+  }
+  tasks_ = s.images * row_chunks_ * panel_chunks_;
+}
+
+void Conv2dPlan::make_offsets() {
+  const Conv2dShape& s = args_.shape;
+  const int64_t n = s.out_channels;
+  const int64_t columns = s.kernel_w + 1;
+  const int32_t* ones = weights_.ones();
+  const int32_t* all = ones + (s.kernel_h * columns + s.kernel_w) * n;
+  std::vector<TapInterval> rows, cols;
+  const bool sign = s.encoding == Encoding::kSign;
+  const bool padded = s.padding_h != 0 || s.padding_w != 0;
+  if (sign && padded) {
+    rows = classify(s.out_height, s.stride_h, s.padding_h, s.kernel_h, s.dilation_h, s.height, row_class_);
+    cols = classify(s.out_width, s.stride_w, s.padding_w, s.kernel_w, s.dilation_w, s.width, column_class_);
+  } else {
+    rows = {{0, s.kernel_h}};
+    cols = {{0, s.kernel_w}};
+  }
+  column_classes_ = static_cast<int64_t>(cols.size());
+  offsets_.resize(rows.size() * cols.size() * n);
+  int32_t* out = offsets_.data();
+  for (const TapInterval& r : rows) {
+    for (const TapInterval& c : cols) {
+      if (sign) {
+        const auto valid = static_cast<int32_t>((r.end - r.begin) * (c.end - c.begin) * s.group_channels());
+        const int32_t* a = ones + (r.end * columns + c.end) * n;
+        const int32_t* b = ones + (r.begin * columns + c.end) * n;
+        const int32_t* d = ones + (r.end * columns + c.begin) * n;
+        const int32_t* e = ones + (r.begin * columns + c.begin) * n;
+        for (int64_t i = 0; i < n; ++i) out[i] = valid + 2 * (all[i] - (a[i] - b[i] - d[i] + e[i]));
+      } else {
+        std::copy(all, all + n, out);
+      }
+      if (args_.epilogue.kind == EpilogueKind::kBits) {
+        // dot >= t  <=>  offset - step * x >= t  <=>  x <= floor((offset - t) / step)
+        constexpr auto kLimit = static_cast<int32_t>(kMaxDot);
+        for (int64_t i = 0; i < n; ++i) {
+          const int32_t t = std::clamp(args_.epilogue.threshold[i], -kLimit, kLimit);
+          out[i] = (out[i] - t) >> (sign ? 1 : 0);
+        }
+      }
+      out += n;
+    }
+  }
+}
+
+void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
+  const Conv2dShape& s = args_.shape;
+  if (s.pointwise()) return run_pointwise(task, scratch);
+  const int64_t panels = weights_.panels_per_group();
+  const int64_t panel_chunk = task % panel_chunks_;
+  const int64_t row_chunk = task / panel_chunks_ % row_chunks_;
+  run_window({task / (panel_chunks_ * row_chunks_),
+              row_chunk * s.out_height / row_chunks_, (row_chunk + 1) * s.out_height / row_chunks_,
+              panel_chunk * panels / panel_chunks_, (panel_chunk + 1) * panels / panel_chunks_},
+             scratch);
+}
+
+void Conv2dPlan::run_pointwise(int64_t task, std::vector<uint8_t>& scratch) const {
+  const Conv2dShape& s = args_.shape;
+  const XnorKernel& kernel = weights_.kernel();
+  const int64_t words = words_for(s.channels);
+  const int64_t total = s.images * s.out_height * s.out_width;
+  const int64_t first = task / panel_chunks_ * kPointwisePixels;
+  const int64_t pixels = std::min(kPointwisePixels, total - first);
+  const auto* input = reinterpret_cast<const uint8_t*>(args_.x + first * words);
+  if (kernel.expand != nullptr) {
+    scratch.resize(pixels * words * kernel.bytes_per_word);
+    kernel.expand(args_.x + first * words, pixels * words, scratch.data());
+    input = scratch.data();
+  }
+  constexpr int64_t kNoTaps[] = {0};
+  const int64_t panels = weights_.panels_per_group();
+  const int64_t chunk = task % panel_chunks_;
+  for (int64_t p = chunk * panels / panel_chunks_; p < (chunk + 1) * panels / panel_chunks_; ++p)
+    strips(input, words * kernel.bytes_per_word, kNoTaps, 0, p, pixels, first, offsets_.data(), nullptr);
+}
+
+// Copies the rows that this task reads into scratch, zero bits around the image, in the kernel's form;
+// or points straight into the image where that is already so.
+void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const {
+  const Conv2dShape& s = args_.shape;
+  const XnorKernel& kernel = weights_.kernel();
+  const int64_t image_words = words_for(s.channels);
+  const int64_t group_words = words_for(s.group_channels());
+  const bool aligned_groups = s.groups == 1 || s.group_channels() % kWordBits == 0;
+  const bool padded = s.padding_h != 0 || s.padding_w != 0;
+  const bool in_place = kernel.expand == nullptr && aligned_groups && !padded;
+  const Word* image = args_.x + cut.image * s.height * s.width * image_words;
+
+  const int64_t first_row = cut.row_begin * s.stride_h - s.padding_h;
+  const int64_t staged_rows =
+      (cut.row_end - 1) * s.stride_h - s.padding_h + (s.kernel_h - 1) * s.dilation_h + 1 - first_row;
+  const int64_t staged_columns = (s.out_width - 1) * s.stride_w + (s.kernel_w - 1) * s.dilation_w + 1;
+  const int64_t pixel_bytes = in_place ? image_words * 8 : group_words * kernel.bytes_per_word;
+  const int64_t row_bytes = in_place ? s.width * pixel_bytes : staged_columns * pixel_bytes;
+
+  std::vector<int64_t> taps(s.taps());
+  for (int64_t ky = 0; ky < s.kernel_h; ++ky)
+    for (int64_t kx = 0; kx < s.kernel_w; ++kx)
+      taps[ky * s.kernel_w + kx] = ky * s.dilation_h * row_bytes + kx * s.dilation_w * pixel_bytes;
+
+  const int64_t copied = std::max<int64_t>(0, std::min(s.width, staged_columns - s.padding_w));
+  std::vector<Word> slice(aligned_groups && image_words == group_words ? 0 : copied * group_words);
+
+  for (int64_t group = 0; group < s.groups; ++group) {
+    const uint8_t* staged;
+    if (in_place) {
+      staged = reinterpret_cast<const uint8_t*>(image + first_row * s.width * image_words +
+                                                group * s.group_channels() / kWordBits);
+    } else {
+      scratch.resize(staged_rows * row_bytes);
+      if (padded) std::memset(scratch.data(), 0, scratch.size());
+      for (int64_t r = 0; r < staged_rows; ++r) {
+        const int64_t y = first_row + r;
+        if (y < 0 || y >= s.height || copied <= 0) continue;
+        const Word* source = image + y * s.width * image_words;
+        if (!slice.empty()) {
+          slice_channels(source, copied, image_words, group * s.group_channels(), s.group_channels(), slice.data());
+          source = slice.data();
+        }
+        uint8_t* out = scratch.data() + r * row_bytes + s.padding_w * pixel_bytes;
+        if (kernel.expand != nullptr) {
+          kernel.expand(source, copied * group_words, out);
+        } else {
+          std::memcpy(out, source, copied * group_words * sizeof(Word));
+        }
+      }
+      staged = scratch.data();
+    }
+    for (int64_t panel = cut.panel_begin; panel < cut.panel_end; ++panel) {
+      for (int64_t oy = cut.row_begin; oy < cut.row_end; ++oy) {
+        const uint8_t* row = staged + (oy - cut.row_begin) * s.stride_h * row_bytes;
+        const int64_t row_class = row_class_.empty() ? 0 : row_class_[oy];
+        strips(row, s.stride_w * pixel_bytes, taps.data(), group, panel, s.out_width,
+               (cut.image * s.out_height + oy) * s.out_width,
+               offsets_.data() + row_class * column_classes_ * s.out_channels,
+               column_class_.empty() ? nullptr : column_class_.data());
+      }
+    }
+  }
+}
+
+void Conv2dPlan::strips(const uint8_t* input, int64_t pixel_pitch, const int64_t* taps, int64_t group, int64_t panel,
+                        int64_t pixels, int64_t out_pixel, const int32_t* offsets,
+                        const int32_t* position_class) const {
+  const Conv2dShape& s = args_.shape;
+  const Epilogue& e = args_.epilogue;
+  const int64_t first = group * s.group_out_channels() + panel * kPanelChannels;  // output channel
+  Strip strip{};
+  strip.input = input;
+  strip.pixel_pitch = pixel_pitch;
+  strip.taps = taps;
+  strip.tap_count = s.taps();
+  strip.tap_channels = s.group_channels();
+  strip.pixels = pixels;
+  strip.panel = weights_.panel(group, panel);
+  strip.channels = static_cast<int>(
+      std::min<int64_t>(kPanelChannels, s.group_out_channels() - panel * kPanelChannels));
+  strip.offsets = offsets + first;
+  strip.offsets_pitch = s.out_channels;
+  strip.position_class = position_class;
+  strip.shift = s.encoding == Encoding::kSign ? 1 : 0;
+  strip.kind = e.kind;
+  if (e.kind == EpilogueKind::kBits) {
+    strip.out_pitch = words_for(s.out_channels);
+    strip.bit_offset = static_cast<int>(first % kWordBits);
+    strip.merge = merge_bits_;
+    strip.out = static_cast<Word*>(e.out) + out_pixel * strip.out_pitch + first / kWordBits;
+    if (e.flip != nullptr) {
+      strip.flip = e.flip[first / kWordBits] >> strip.bit_offset;
+      if (strip.bit_offset + strip.channels > kWordBits)
+        strip.flip |= e.flip[first / kWordBits + 1] << (kWordBits - strip.bit_offset);
+    }
+  } else {
+    strip.out_pitch = s.out_channels;
+    const int64_t at = out_pixel * s.out_channels + first;
+    strip.out = e.kind == EpilogueKind::kInt32 ? static_cast<void*>(static_cast<int32_t*>(e.out) + at)
+                                               : static_cast<void*>(static_cast<float*>(e.out) + at);
+    if (e.kind == EpilogueKind::kFloat) {
+      strip.scale = e.scale + first;
+      strip.bias = e.bias + first;
+    }
+  }
+  weights_.kernel().strip(strip);
+}
+
+}  // namespace bitnas::cpu

@@ -1,0 +1,27 @@
+// The one table of instruction sets: which of them this CPU can run, and their kernels.
+#pragma once
+
+#include "kernels/pack.h"
+#include "kernels/xnor.h"
+
+namespace bitnas::cpu {
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  PackFn pack;
+  const XnorKernel* xnor;
+};
+
+// Rows of the table, slowest first. "scalar" is row 0 and always supported.
+int isa_count();
+const Isa& isa(int index);
+bool isa_supported(int index);
+
+// The row in use: the last supported one, unless BITNAS_ISA or select_isa says otherwise.
+int active_isa();
+
+// Makes the named row active. False when this build lacks it or this CPU cannot run it.
+bool select_isa(const char* name);
+
+}  // namespace bitnas::cpu

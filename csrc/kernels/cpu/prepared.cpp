@@ -1,0 +1,119 @@
+#include "kernels/cpu/prepared.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "kernels/cpu/isa.h"
+
+namespace bitnas::cpu {
+namespace {
+
+struct Header {
+  uint32_t magic;
+  uint32_t layout;  // raised whenever a panel layout changes
+  int64_t isa;
+  int64_t out_channels, groups, kernel_h, kernel_w, group_channels;
+  int64_t reserved;
+  bool operator==(const Header&) const = default;
+};
+static_assert(sizeof(Header) == 64);
+
+constexpr uint32_t kMagic = 0x6e746962;  // "bitn"
+constexpr uint32_t kLayout = 1;
+
+Header header_for(int isa_index, const Conv2dShape& s) {
+  return {kMagic, kLayout, isa_index, s.out_channels, s.groups, s.kernel_h, s.kernel_w, s.group_channels(), 0};
+}
+
+int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+int64_t table_bytes(const Conv2dShape& s) {
+  return align64((s.kernel_h + 1) * (s.kernel_w + 1) * s.out_channels * static_cast<int64_t>(sizeof(int32_t)));
+}
+
+int64_t panel_count(const Conv2dShape& s) { return (s.group_out_channels() + kPanelChannels - 1) / kPanelChannels; }
+
+int panel_channels(const Conv2dShape& s, int64_t index) {
+  return static_cast<int>(std::min<int64_t>(kPanelChannels, s.group_out_channels() - index * kPanelChannels));
+}
+
+int64_t panel_bytes(const XnorKernel& kernel, const Conv2dShape& s, int channels) {
+  return align64(kernel.panel_bytes(channels, s.taps(), s.group_channels()));
+}
+
+int64_t group_bytes(const XnorKernel& kernel, const Conv2dShape& s) {
+  const int64_t last = panel_count(s) - 1;
+  return last * panel_bytes(kernel, s, kPanelChannels) + panel_bytes(kernel, s, panel_channels(s, last));
+}
+
+void make_ones_table(const Conv2dShape& s, const Word* weight, int32_t* table) {
+  const int64_t words = words_for(s.group_channels());
+  const int64_t columns = s.kernel_w + 1;
+  std::memset(table, 0, table_bytes(s));
+  for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+    for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+      const int32_t* above = table + (ky * columns + kx + 1) * s.out_channels;
+      const int32_t* left = table + ((ky + 1) * columns + kx) * s.out_channels;
+      const int32_t* corner = table + (ky * columns + kx) * s.out_channels;
+      int32_t* here = table + ((ky + 1) * columns + kx + 1) * s.out_channels;
+      for (int64_t n = 0; n < s.out_channels; ++n) {
+        const Word* tap = weight + ((n * s.kernel_h + ky) * s.kernel_w + kx) * words;
+        int32_t ones = 0;
+        for (int64_t i = 0; i < words; ++i) ones += std::popcount(tap[i]);
+        here[n] = above[n] + left[n] - corner[n] + ones;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t Prepared::bytes(int isa_index, const Conv2dShape& shape) {
+  return static_cast<int64_t>(sizeof(Header)) + table_bytes(shape) +
+         shape.groups * group_bytes(*isa(isa_index).xnor, shape);
+}
+
+void Prepared::prepare(int isa_index, const Conv2dShape& shape, const Word* weight, uint8_t* out) {
+  const XnorKernel& kernel = *isa(isa_index).xnor;
+  std::memset(out, 0, bytes(isa_index, shape));  // padding between parts is defined, so buffers compare
+  const Header header = header_for(isa_index, shape);
+  std::memcpy(out, &header, sizeof header);
+  make_ones_table(shape, weight, reinterpret_cast<int32_t*>(out + sizeof(Header)));
+  uint8_t* panel = out + sizeof(Header) + table_bytes(shape);
+  const int64_t channel_words = shape.taps() * words_for(shape.group_channels());
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    for (int64_t i = 0; i < panel_count(shape); ++i) {
+      const int64_t first = g * shape.group_out_channels() + i * kPanelChannels;
+      const int channels = panel_channels(shape, i);
+      kernel.make_panel(weight + first * channel_words, channels, shape.taps(), shape.group_channels(), panel);
+      panel += panel_bytes(kernel, shape, channels);
+    }
+  }
+}
+
+Prepared Prepared::view(const uint8_t* buffer, int64_t size, const Conv2dShape& shape) {
+  Prepared view;
+  if (size < static_cast<int64_t>(sizeof(Header))) return view;
+  Header header;
+  std::memcpy(&header, buffer, sizeof header);
+  const int isa_index = static_cast<int>(header.isa);
+  if (!isa_supported(isa_index) || header != header_for(isa_index, shape) || size != bytes(isa_index, shape)) {
+    return view;
+  }
+  view.buffer_ = buffer;
+  view.kernel_ = isa(isa_index).xnor;
+  view.shape_ = shape;
+  return view;
+}
+
+const int32_t* Prepared::ones() const { return reinterpret_cast<const int32_t*>(buffer_ + sizeof(Header)); }
+
+int64_t Prepared::panels_per_group() const { return panel_count(shape_); }
+
+const uint8_t* Prepared::panel(int64_t group, int64_t index) const {
+  return buffer_ + sizeof(Header) + table_bytes(shape_) + group * group_bytes(*kernel_, shape_) +
+         index * panel_bytes(*kernel_, shape_, kPanelChannels);
+}
+
+}  // namespace bitnas::cpu

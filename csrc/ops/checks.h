@@ -1,0 +1,217 @@
+// Argument checks and allocation shared by the CPU and CUDA registrations. Every
+// bound a kernel relies on is checked here; a message names the argument, what it
+// got and what it wanted.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "kernels/conv2d.h"
+#include "kernels/max_pool2d.h"
+#include "kernels/pack.h"
+
+namespace bitnas::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Through the C shim: about 0.7 µs cheaper than the dispatcher's new_empty.
+template <size_t rank>
+Tensor empty(const std::array<int64_t, rank>& sizes, const std::array<int64_t, rank>& strides, int32_t dtype,
+             const Tensor& like) {
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(rank), sizes.data(), strides.data(), dtype,
+                                                  device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+template <size_t rank>
+Tensor empty_contiguous(const std::array<int64_t, rank>& sizes, int32_t dtype, const Tensor& like) {
+  std::array<int64_t, rank> strides;
+  int64_t stride = 1;
+  for (size_t i = rank; i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
+  }
+  return empty<rank>(sizes, strides, dtype, like);
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  int32_t device = 0, wanted = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &wanted));
+  STD_TORCH_CHECK(device == wanted && t.get_device_index() == x.get_device_index(), op, ": ", name,
+                  " must be on the device of its input");
+}
+
+inline void check_packed(const char* op, const char* name, const Tensor& t, int64_t rank) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, op, ": ", name,
+                  " must be a packed int64 tensor (bitnas.ops.pack makes one), got another dtype");
+  STD_TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have ", rank, " dimensions, got ", t.dim());
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+inline void check_vector(const char* op, const char* name, const Tensor& t, ScalarType type, const char* type_name,
+                         int64_t size, const Tensor& x) {
+  STD_TORCH_CHECK(t.scalar_type() == type && t.dim() == 1 && t.size(0) == size && t.is_contiguous(), op, ": ", name,
+                  " must be a contiguous ", type_name, " tensor of ", size, " elements, got ", t.dim(),
+                  " dimensions and ", t.numel(), " elements");
+  check_same_device(op, name, t, x);
+}
+
+inline FloatType check_float(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return FloatType::kFloat32;
+    case ScalarType::BFloat16: return FloatType::kBFloat16;
+    case ScalarType::Half: return FloatType::kFloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, op, ": x must be float32, bfloat16 or float16, got another dtype");
+  return FloatType::kFloat32;
+}
+
+// Rank 4 images or rank 2 rows; fills what the layout decides.
+inline PackArgs check_pack(const char* op, const Tensor& x) {
+  PackArgs args{};
+  args.type = check_float(op, x);
+  STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 2, op, ": x must be [N, C, H, W] or [M, K], got ", x.dim(),
+                  " dimensions");
+  args.channels = x.size(1);
+  STD_TORCH_CHECK(args.channels > 0, op, ": x has zero channels; it must have at least one");
+  args.x = x.const_data_ptr();
+  if (x.dim() == 2) {
+    args.plane = 1;
+    args.channels_last = true;
+    STD_TORCH_CHECK(x.is_contiguous(), op, ": x must be contiguous");
+    return args;
+  }
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  args.plane = h * w;
+  const auto strides = x.strides();
+  // A dimension of one element has no stride to speak of.
+  const auto is = [&](int64_t dim, int64_t stride) { return x.size(dim) <= 1 || strides[dim] == stride; };
+  args.channels_last = is(0, h * w * c) && is(1, 1) && is(2, w * c) && is(3, c);
+  STD_TORCH_CHECK(args.channels_last || x.is_contiguous() || x.numel() == 0, op,
+                  ": x must be contiguous in memory format NCHW or channels_last");
+  return args;
+}
+
+inline Tensor empty_packed_like(const Tensor& x) {
+  const int64_t words = words_for(x.size(1));
+  if (x.dim() == 2) return empty_contiguous<2>({x.size(0), words}, aoti_torch_dtype_int64(), x);
+  return empty_contiguous<4>({x.size(0), x.size(2), x.size(3), words}, aoti_torch_dtype_int64(), x);
+}
+
+struct Conv2dParams {
+  int64_t in_channels, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
+  bool unit;
+};
+
+inline int64_t out_size(int64_t size, int64_t padding, int64_t dilation, int64_t kernel, int64_t stride) {
+  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+inline void check_weight(const char* op, const Tensor& weight, int64_t in_channels, int64_t groups) {
+  STD_TORCH_CHECK(in_channels > 0, op, ": in_channels must be at least 1, got ", in_channels);
+  STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, op, ": groups must be positive and divide the ",
+                  in_channels, " input channels, got ", groups);
+  STD_TORCH_CHECK(weight.size(0) > 0 && weight.size(0) % groups == 0, op, ": groups (", groups,
+                  ") must divide the output channels, got ", weight.size(0));
+  const int64_t words = weight.size(weight.dim() - 1);
+  STD_TORCH_CHECK(words == words_for(in_channels / groups), op, ": weight holds ", words, " words per tap; ",
+                  in_channels / groups, " channels per group need ", words_for(in_channels / groups));
+}
+
+inline Conv2dShape weight_shape(const char* op, const Tensor& weight, int64_t in_channels, int64_t groups) {
+  check_packed(op, "weight", weight, weight.dim() == 2 ? 2 : 4);
+  check_weight(op, weight, in_channels, groups);
+  Conv2dShape s{};
+  s.channels = in_channels;
+  s.out_channels = weight.size(0);
+  s.groups = groups;
+  s.kernel_h = weight.dim() == 2 ? 1 : weight.size(1);
+  s.kernel_w = weight.dim() == 2 ? 1 : weight.size(2);
+  STD_TORCH_CHECK(s.kernel_h > 0 && s.kernel_w > 0, op, ": weight has an empty kernel, ", s.kernel_h, "x", s.kernel_w);
+  STD_TORCH_CHECK(s.group_channels() <= kMaxDot / s.kernel_h / s.kernel_w, op, ": a dot product of ", s.kernel_h, "x",
+                  s.kernel_w, "x", s.group_channels(), " products is longer than ", kMaxDot);
+  return s;
+}
+
+inline Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& weight, const Conv2dParams& p) {
+  check_packed(op, "x", x, 4);
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": weight must have 4 dimensions, got ", weight.dim());
+  check_same_device(op, "weight", weight, x);
+  Conv2dShape s = weight_shape(op, weight, p.in_channels, p.groups);
+  STD_TORCH_CHECK(x.size(3) == words_for(p.in_channels), op, ": x holds ", x.size(3), " words per pixel; ",
+                  p.in_channels, " channels need ", words_for(p.in_channels));
+  STD_TORCH_CHECK(p.stride_h > 0 && p.stride_w > 0, op, ": stride must be positive, got ", p.stride_h, ", ",
+                  p.stride_w);
+  STD_TORCH_CHECK(p.padding_h >= 0 && p.padding_w >= 0, op, ": padding must not be negative, got ", p.padding_h, ", ",
+                  p.padding_w);
+  STD_TORCH_CHECK(p.dilation_h > 0 && p.dilation_w > 0, op, ": dilation must be positive, got ", p.dilation_h, ", ",
+                  p.dilation_w);
+  constexpr int64_t kMaxExtent = int64_t{1} << 30;
+  STD_TORCH_CHECK(p.padding_h <= kMaxExtent && p.padding_w <= kMaxExtent && p.stride_h <= kMaxExtent &&
+                      p.stride_w <= kMaxExtent && p.dilation_h <= kMaxExtent / s.kernel_h &&
+                      p.dilation_w <= kMaxExtent / s.kernel_w,
+                  op, ": padding, stride or dilation is larger than ", kMaxExtent);
+  s.images = x.size(0);
+  s.height = x.size(1);
+  s.width = x.size(2);
+  s.stride_h = p.stride_h, s.stride_w = p.stride_w;
+  s.padding_h = p.padding_h, s.padding_w = p.padding_w;
+  s.dilation_h = p.dilation_h, s.dilation_w = p.dilation_w;
+  const int64_t extent_h = p.dilation_h * (s.kernel_h - 1) + 1, extent_w = p.dilation_w * (s.kernel_w - 1) + 1;
+  STD_TORCH_CHECK(s.height + 2 * p.padding_h >= extent_h && s.width + 2 * p.padding_w >= extent_w, op, ": a kernel of ",
+                  extent_h, "x", extent_w, " (dilated) is larger than the padded image, ", s.height + 2 * p.padding_h,
+                  "x", s.width + 2 * p.padding_w);
+  s.out_height = out_size(s.height, p.padding_h, p.dilation_h, s.kernel_h, p.stride_h);
+  s.out_width = out_size(s.width, p.padding_w, p.dilation_w, s.kernel_w, p.stride_w);
+  s.encoding = p.unit ? Encoding::kUnit : Encoding::kSign;
+  return s;
+}
+
+// Rows are the pixels of one 1 x M image, so the same driver serves them.
+inline Conv2dShape check_linear(const char* op, const Tensor& x, const Tensor& weight, int64_t in_features, bool unit) {
+  check_packed(op, "x", x, 2);
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got ", weight.dim());
+  check_same_device(op, "weight", weight, x);
+  Conv2dShape s = weight_shape(op, weight, in_features, 1);
+  STD_TORCH_CHECK(x.size(1) == words_for(in_features), op, ": x holds ", x.size(1), " words per row; ", in_features,
+                  " features need ", words_for(in_features));
+  s.images = s.height = s.out_height = 1;
+  s.width = s.out_width = x.size(0);
+  s.stride_h = s.stride_w = s.dilation_h = s.dilation_w = 1;
+  s.encoding = unit ? Encoding::kUnit : Encoding::kSign;
+  return s;
+}
+
+inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, int64_t kernel_h, int64_t kernel_w,
+                                      int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w) {
+  check_packed(op, "x", x, 4);
+  STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0, op, ": kernel_size must be positive, got ", kernel_h, ", ", kernel_w);
+  STD_TORCH_CHECK(stride_h > 0 && stride_w > 0, op, ": stride must be positive, got ", stride_h, ", ", stride_w);
+  STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && 2 * padding_h <= kernel_h && 2 * padding_w <= kernel_w, op,
+                  ": padding must be between 0 and half the kernel, got ", padding_h, ", ", padding_w);
+  const int64_t height = x.size(1) + 2 * padding_h, width = x.size(2) + 2 * padding_w;
+  STD_TORCH_CHECK(height >= kernel_h && width >= kernel_w, op, ": a kernel of ", kernel_h, "x", kernel_w,
+                  " is larger than the padded image, ", height, "x", width);
+  MaxPool2dArgs args{};
+  args.x = static_cast<const Word*>(x.const_data_ptr());
+  args.words = x.size(3);
+  args.height = x.size(1), args.width = x.size(2);
+  args.out_height = (height - kernel_h) / stride_h + 1, args.out_width = (width - kernel_w) / stride_w + 1;
+  args.kernel_h = kernel_h, args.kernel_w = kernel_w, args.stride_h = stride_h, args.stride_w = stride_w;
+  args.padding_h = padding_h, args.padding_w = padding_w;
+  return args;
+}
+
+}  // namespace bitnas::ops

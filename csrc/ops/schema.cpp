@@ -1,0 +1,56 @@
+// Every operator of bitnas, on one page.
+//
+// Packed tensors are int64 (packing.h): images [N, H, W, words], rows [M, words],
+// weights [out, kh, kw, words(in / groups)] or [out, words].
+// `unit` false: activations are ±1; true: {0, 1}. Weights are always ±1.
+// `prepared`: what prepare_weight gave for this weight on this machine; without it,
+// or with one made for another kernel, the weight is prepared anew in every call.
+//
+// Schemas are flat (an int costs less per call than an int list), functional, and
+// without autograd: training runs in float (bitnas.nn).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(bitnas, m) {
+  // float32, bfloat16 or float16 [N, C, H, W] (contiguous or channels_last) or [M, K] -> packed.
+  m.def("pack(Tensor x, float threshold) -> Tensor");
+  // bit = direction[c] * x >= threshold[c]; both float32 [C].
+  m.def("pack_channels(Tensor x, Tensor threshold, Tensor direction) -> Tensor");
+  // Packed [..., words] -> float32 [..., channels], ±1 or {0, 1}.
+  m.def("unpack(Tensor packed, int channels, bool unit) -> Tensor");
+
+  m.def("prepare_weight(Tensor weight, int in_channels, int groups) -> Tensor");
+
+  // int32 dot products, [N, out, H', W'] channels last.
+  m.def(
+      "conv2d_int32(Tensor x, Tensor weight, Tensor? prepared, int in_channels, int stride_h, int stride_w, "
+      "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool unit) -> Tensor");
+  // float32 scale * dot + bias; scale and bias float32 [out].
+  m.def(
+      "conv2d_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_channels, "
+      "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, "
+      "bool unit) -> Tensor");
+  // Packed (dot >= threshold) XOR flip; threshold int32 [out], flip int64 [words(out)].
+  m.def(
+      "conv2d_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor threshold, Tensor? flip, int in_channels, "
+      "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, "
+      "bool unit) -> Tensor");
+
+  // The same for rows: [M, words] by [out, words] -> [M, out].
+  m.def("linear_int32(Tensor x, Tensor weight, Tensor? prepared, int in_features, bool unit) -> Tensor");
+  m.def(
+      "linear_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_features, "
+      "bool unit) -> Tensor");
+  m.def(
+      "linear_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor threshold, Tensor? flip, int in_features, "
+      "bool unit) -> Tensor");
+
+  // OR over windows of packed images, then XOR flip.
+  m.def(
+      "max_pool2d_bits(Tensor x, Tensor? flip, int kernel_h, int kernel_w, int stride_h, int stride_w, "
+      "int padding_h, int padding_w) -> Tensor");
+
+  // Comma-separated names this CPU can run, slowest first; the one in use; choose another (false: cannot).
+  m.def("cpu_isas() -> str");
+  m.def("cpu_isa() -> str");
+  m.def("select_cpu_isa(str name) -> bool");
+}
