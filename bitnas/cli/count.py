@@ -1,0 +1,45 @@
+"""`bitnas count`: operations and memory of a network by the rules of the papers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def count(
+    model: Annotated[str, typer.Argument(help="A name of bitnas.list_models(), such as vgg_small or resnet18.")],
+    ratios: Annotated[
+        str | None, typer.Option(help="Width ratios with commas between them; one number stands for all. Default: 1.")
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="How to count: mac, shen2019, shen2019-table1, shen2019-table2, nasbnn or bars.")
+    ] = "mac",
+    input_size: Annotated[str | None, typer.Option(help="C,H,W of one input. Default: the network's own.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs of the classifier. Default: the paper's.")] = None,
+    base_width: Annotated[float, typer.Option(help="Multiplies every base width before the ratios do.")] = 1.0,
+    full_precision: Annotated[bool, typer.Option("--full-precision", help="Count binary layers as float.")] = False,
+    weight_bases: Annotated[int, typer.Option(help="Binary weight bases per layer, as in ABC-Net.")] = 1,
+    activation_bases: Annotated[int, typer.Option(help="Binary activation bases per layer.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: flops, bops, memory_bits and more, per layer too.")] = False,
+) -> None:
+    """Count MACs, BOPs, FLOPs, OPs, parameters and memory bits, per layer and in total."""
+    from ..cost import count as count_network
+    from .output import floats, integers, print_json
+
+    code = floats("--ratios", ratios)
+    counted = count_network(
+        model,
+        integers("--input-size", input_size),
+        rule,
+        full_precision=full_precision,
+        weight_bases=weight_bases,
+        activation_bases=activation_bases,
+        ratios=code[0] if code is not None and len(code) == 1 else code,
+        num_classes=num_classes,
+        base_width=base_width,
+    )
+    if json:
+        print_json(counted.to_dict())
+    else:
+        typer.echo(str(counted))

@@ -1,0 +1,1 @@
+"""One folder per search method; each holds only what is its own."""

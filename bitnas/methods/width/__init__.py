@@ -1,0 +1,11 @@
+"""Width search for binary networks (Shen, Han, Xu, Wang 2019, arXiv 1909.07378).
+
+`search` finds width codes, `resume` goes on after a stop, `study` retrains the best beside uniform widths of equal cost.
+"""
+
+from .config import PRESETS, WidthSearchConfig, preset
+from .inherit import inherit
+from .search import SearchResult, resume, search
+#from .study import study
+
+#__all__ = ["PRESETS", "SearchResult", "WidthSearchConfig", "inherit", "preset", "resume", "search", "study"]

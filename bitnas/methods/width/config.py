@@ -1,0 +1,232 @@
+"""Settings of a width search: one frozen record, checked when made, that decides the result together with the data.
+
+No torch here, so that a command line can check and print settings at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...search.pareto import Objective
+from ...search.space import DEFAULT_CHOICES, Genome
+
+# What a run may optimise: the name a user gives -> (metric, more is better)
+OBJECTIVES = {
+    "fitness": ("fitness", True),
+    "accuracy": ("accuracy", True),
+    "ops": ("ops", False),
+    "flops": ("flops", False),
+    "bops": ("bops", False),
+    "memory": ("memory_bits", False),
+    "latency": ("latency_us", False),
+}
+
+# Settings that change how long a run takes but not what it finds.
+_EXECUTION = ("workers", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthSearchConfig:
+    """Everything that decides a width search. Defaults are those of Shen et al. 2019, section 3.2, where it gives them.
+
+    Attributes:
+        model: a name of `bitnas.list_models()` with a width code.
+        data: a data set `bitnas.data.load` knows, or the path of a `.safetensors` file.
+        choices: ratios allowed for each width.
+        population: new candidates in each generation.
+        generations: how many; the first one is random.
+        epochs: of training for a candidate.
+        parent_epochs: of training for the widest network, whose weights the candidates inherit.
+        inherit: False trains every candidate from its own random weights; no parent is trained.
+        seed: decides the split, the parent, the candidates and the strategy.
+        objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
+            searched with NSGA-II.
+        fitness_lambda: percent points of accuracy that one un-widened network of FLOPs must bring.
+        recipe, parent_recipe: names in `bitnas.train.RECIPES`; `epochs` and `parent_epochs` replace theirs.
+        base_width: multiplies the network's base widths.
+        scheme: how weights and activations become bits.
+        rule: of counting; None is the paper's ("shen2019") for its two networks and "mac" for any other.
+        train_fraction, val_fraction: of the data; the rest is the test split, which neither parent nor search sees.
+        latency_batch, latency_threads: what a latency is measured with.
+        accuracy_tolerance: difference in accuracy that removes nobody from the front.
+        latency_tolerance: the same for latency, as a fraction.
+        parent_threads: torch threads of the parent's training; part of the result, since sums depend on it.
+        workers: processes that train candidates, one thread each; 0 trains in this one. Does not change the result.
+        timeout: seconds after which a candidate is given up, or None. Needs workers.
+
+    Raises ValueError or TypeError naming the setting.
+    """
+
+    model: str = "vgg_small"
+    data: str = "digits"
+    choices: Genome = DEFAULT_CHOICES
+    population: int = 32
+    generations: int = 50
+    epochs: int = 10
+    parent_epochs: int = 150
+    inherit: bool = True
+    seed: int = 0
+    objectives: tuple[str, ...] = ("fitness",)
+    fitness_lambda: float = 4.0
+    recipe: str = "shen2019-cifar10"
+    parent_recipe: str = "shen2019-cifar10"
+    base_width: float = 1.0
+    scheme: str = "dorefa"
+    rule: str | None = None
+    train_fraction: float = 0.6
+    val_fraction: float = 0.2
+    latency_batch: int = 1
+    latency_threads: int = 1
+    accuracy_tolerance: float = 0.005
+    latency_tolerance: float = 0.02
+    parent_threads: int = 2
+    workers: int = 2
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "recipe", "parent_recipe", "scheme"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted a name")
+        if self.rule is not None and not isinstance(self.rule, str):
+            raise TypeError(f"rule: got {self.rule!r}, wanted a name or None")
+        if not isinstance(self.inherit, bool):
+            raise TypeError(f"inherit: got {self.inherit!r}, wanted True or False")
+        for name, low in _INTEGERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: got {value!r}, wanted an integer")
+            if value < low:
+                raise ValueError(f"{name}: got {value}, wanted at least {low}")
+        for name in ("fitness_lambda", "base_width", "train_fraction", "val_fraction", *_TOLERANCES):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name}: got {value!r}, wanted a number")
+            positive = name in ("base_width", "train_fraction", "val_fraction")
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                raise ValueError(f"{name}: got {value}, wanted a finite number {'above' if positive else 'of at least'} 0")
+            object.__setattr__(self, name, float(value))
+        if self.train_fraction + self.val_fraction >= 1:
+            raise ValueError(
+                f"train_fraction, val_fraction: got {self.train_fraction} and {self.val_fraction}, "
+                "wanted a sum below 1, so that a test split remains"
+            )
+        if self.timeout is not None:
+            if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
+                raise TypeError(f"timeout: got {self.timeout!r}, wanted seconds or None")
+            if not self.timeout > 0:
+                raise ValueError(f"timeout: got {self.timeout}, wanted positive seconds or None")
+        choices = tuple(sorted(float(choice) for choice in self.choices))
+        if len(choices) < 2 or len(set(choices)) != len(choices) or not all(0 < c < math.inf for c in choices):
+            raise ValueError(f"choices: got {self.choices!r}, wanted at least two distinct positive ratios")
+        object.__setattr__(self, "choices", choices)
+        self._check_objectives()
+
+    def _check_objectives(self) -> None:
+        if isinstance(self.objectives, str):
+            raise TypeError(f"objectives: got {self.objectives!r}, wanted a tuple of names")
+        objectives = tuple(self.objectives)
+        unknown = [name for name in objectives if name not in OBJECTIVES]
+        if unknown or not objectives or len(set(objectives)) != len(objectives):
+            raise ValueError(f"objectives: got {objectives!r}, wanted distinct names out of {', '.join(OBJECTIVES)}")
+        if len(objectives) == 1 and objectives != ("fitness",):
+            raise ValueError(f"objectives: got {objectives!r}, wanted 'fitness' alone, or two and more others")
+        if len(objectives) > 1 and "fitness" in objectives:
+            raise ValueError(f"objectives: got {objectives!r}; 'fitness' already weighs accuracy against FLOPs")
+        object.__setattr__(self, "objectives", objectives)
+
+    @property
+    def paper_mode(self) -> bool:
+        """True for the paper's search on one fitness."""
+        return self.objectives == ("fitness",)
+
+    @property
+    def counting_rule(self) -> str:
+        """The rule `count` is called with."""
+        if self.rule is not None:
+            return self.rule
+        return "shen2019" if self.model in ("vgg_small", "resnet18") else "mac"
+
+    def search_objectives(self) -> list[Objective]:
+        """What the strategy optimises."""
+        return [self._objective(name) for name in self.objectives]
+
+    def front_objectives(self) -> list[Objective]:
+        """What decides the front: the objectives, or accuracy against FLOPs where the search knows one fitness only."""
+        return [self._objective(name) for name in (("accuracy", "flops") if self.paper_mode else self.objectives)]
+
+    def _objective(self, name: str) -> Objective:
+        metric, maximize = OBJECTIVES[name]
+        return Objective(
+            metric,
+            maximize=maximize,
+            tolerance=self.accuracy_tolerance if name == "accuracy" else 0.0,
+            relative_tolerance=self.latency_tolerance if name == "latency" else 0.0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self) | {"choices": list(self.choices), "objectives": list(self.objectives)}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> WidthSearchConfig:
+        """The inverse of `to_dict`; raises ValueError for a setting that does not exist."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(f"{unknown[0]}: no such setting; there are {', '.join(sorted(known))}")
+        values = dict(settings)
+        for name in ("choices", "objectives"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+    def identity(self, *, generations: bool = False) -> str:
+        """SHA-256 of the settings that decide a measurement; with `generations`, also of how many there are."""
+        left_out = {*_EXECUTION, *(() if generations else ("generations",))}
+        settings = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+_INTEGERS = {
+    "population": 2,
+    "generations": 1,
+    "epochs": 1,
+    "parent_epochs": 1,
+    "seed": 0,
+    "latency_batch": 1,
+    "latency_threads": 1,
+    "parent_threads": 1,
+    "workers": 0,
+}
+_TOLERANCES = ("accuracy_tolerance", "latency_tolerance")
+
+# Settings that suit a data set, on top of the defaults. On the digits a penalty of 4 points would leave the narrowest
+# network the fittest, since widening it by one whole network gains less than that.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "base_width": 0.25,
+        "fitness_lambda": 0.5,
+        "epochs": 2,
+        "parent_epochs": 6,
+        "recipe": "digits",
+        "parent_recipe": "digits-parent",
+        "latency_batch": 32,
+        "timeout": 300.0,
+    },
+    "cifar10": {"fitness_lambda": 4.0, "epochs": 10, "parent_epochs": 150},
+}
+
+
+def preset(data: str, **settings: Any) -> WidthSearchConfig:
+    """The settings for a data set: its preset (by name, or by the stem of a file's path), under those given here.
+
+    A data set without a preset gets the paper's settings.
+    """
+    return WidthSearchConfig(**{"data": data, **PRESETS.get(Path(data).stem, {}), **settings})

@@ -1,0 +1,145 @@
+"""Binary convolution and linear layers that train in float.
+
+A training step needs the pseudo-gradient of the scaled weight; an evaluation needs the integers that the packed kernels
+will produce. So the two modes compute the same function in two orders: training multiplies the weight by its scale
+before the dot product, evaluation after it.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitnas.nn.arguments import integer, pair
+from bitnas.nn.binarizers import ActivationBinarizer, WeightBinarizer, get_scheme, init_weight_, sign
+
+Pair = tuple[int, int]
+
+
+class _BinaryLayer(nn.Module):
+    """What the convolution and the linear layer share: a latent float weight and two binarizers."""
+
+    input_binarizer: ActivationBinarizer
+    weight_binarizer: WeightBinarizer
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, weight_shape: tuple[int, ...], bias: bool, scheme: str) -> None:
+        super().__init__()
+        chosen = get_scheme(scheme)
+        self.scheme = scheme
+        self.input_binarizer = chosen.activation()
+        self.weight_binarizer = chosen.weight()
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(weight_shape[0]))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights uniform with variance 1 / fan-in, bias zero."""
+        init_weight_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def binary_weight(self) -> Tensor:
+        """sign(weight): +1 or -1, shape and dtype of `weight`, detached."""
+        return sign(self.weight.detach())
+
+    def weight_scale(self) -> Tensor:
+        """The factor of each output channel, float64 `[Cout]`, detached: a scheme's single scale is repeated."""
+        scale = self.weight_binarizer.scale(self.weight.detach().double())
+        return scale.expand(self.weight.shape[0])
+
+
+class BinaryConv2d(_BinaryLayer):
+    """2-D convolution of a binarized input with a binarized weight; arguments as in `torch.nn.Conv2d`.
+
+    Input float `[N, in_channels, H, W]`, output float `[N, out_channels, H', W']`. Padding is with zeros *after* the
+    input is binarized, so a padded tap contributes exactly 0 in either encoding.
+
+    In evaluation mode the convolution runs on ±1 weights and the scale follows, so that in float32 on the CPU the dot
+    products are exact integers (up to 2^24), those of `bitnas.ops.conv2d`; no gradient reaches the weight there.
+
+    `scheme` is a key of `bitnas.nn.SCHEMES`. Raises TypeError for an argument that is not an integer or a pair of them,
+    and ValueError for zero channels, channels that `groups` does not divide, negative padding, a kernel, stride or
+    dilation below 1, or an unknown scheme.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        scheme: str = "dorefa",
+    ) -> None:
+        in_channels = integer("in_channels", in_channels)
+        out_channels = integer("out_channels", out_channels)
+        kernel = pair("kernel_size", kernel_size, 1)
+        groups = integer("groups", groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups: got {groups}, wanted a divisor of in_channels={in_channels} and out_channels={out_channels}"
+            )
+        super().__init__((out_channels, in_channels // groups, *kernel), bias, scheme)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel
+        self.stride = pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        self.dilation = pair("dilation", dilation, 1)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.input_binarizer(x)
+        if self.training:
+            return self._convolve(x, self.weight_binarizer(self.weight), self.bias)
+        dot = self._convolve(x, self.binary_weight(), None)
+        y = dot * self.weight_scale().to(dot.dtype).view(-1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0, 0):
+            text += f", padding={self.padding}"
+        if self.dilation != (1, 1):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        return f"{text}, bias={self.bias is not None}, scheme={self.scheme!r}"
+
+
+class BinaryLinear(_BinaryLayer):
+    """Linear layer of a binarized input with a binarized weight; arguments as in `torch.nn.Linear`.
+
+    Input float `[..., in_features]`, output float `[..., out_features]`. Evaluation mode is exact as in `BinaryConv2d`.
+    Raises TypeError or ValueError for a number of features that is not a positive integer, ValueError for an unknown
+    scheme.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, *, scheme: str = "dorefa") -> None:
+        in_features = integer("in_features", in_features)
+        out_features = integer("out_features", out_features)
+        super().__init__((out_features, in_features), bias, scheme)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.input_binarizer(x)
+        if self.training:
+            return F.linear(x, self.weight_binarizer(self.weight), self.bias)
+        dot = F.linear(x, self.binary_weight())
+        y = dot * self.weight_scale().to(dot.dtype)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, scheme={self.scheme!r}"

@@ -1,0 +1,381 @@
+"""Turns a trained module into a frozen network.
+
+The module is traced with torch.fx and lowered from its output backwards: each value is asked for either as floats or as
+the bits of a binarizer, and the cheapest way to make it is chosen by the few rules in :class:`_Lowering`. So batch norm
+becomes a scale or an integer threshold, pooling runs on bits, two layers that binarize the same value share one packed
+tensor, and a value that only binary layers read never exists in float.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bitnas import ops
+from bitnas.nn import BinaryConv2d, BinaryLinear
+from bitnas.packed import fold
+from bitnas.packed.layers import Affine, Pack, PackedConv2d, PackedLayer, PackedLinear, PackedMaxPool2d
+from bitnas.packed.network import INPUT, PackedNetwork, Step, float_layer_arguments, float_layer_kind
+
+Binary = BinaryConv2d | BinaryLinear
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+# torch.fx call targets and the functions of a frozen network; names of methods stand for themselves.
+_FUNCTIONS: dict[Any, str] = {
+    operator.add: "add", operator.iadd: "add", torch.add: "add", "add": "add", "add_": "add",
+    operator.sub: "sub", torch.sub: "sub",
+    operator.mul: "mul", torch.mul: "mul", "mul": "mul",
+    F.relu: "relu", torch.relu: "relu", "relu": "relu",
+    torch.flatten: "flatten", "flatten": "flatten",
+    torch.cat: "cat", torch.concat: "cat",
+    torch.mean: "mean", "mean": "mean",
+    F.max_pool2d: "max_pool2d", F.avg_pool2d: "avg_pool2d", F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
+}  # fmt: skip
+
+# Names of arguments given by position, after the tensors.
+_POSITIONAL = {
+    "flatten": ("start_dim", "end_dim"),
+    "cat": ("dim",),
+    "mean": ("dim", "keepdim"),
+    "max_pool2d": ("kernel_size", "stride", "padding"),
+    "avg_pool2d": ("kernel_size", "stride", "padding"),
+    "adaptive_avg_pool2d": ("output_size",),
+}
+
+
+def freeze(model: nn.Module) -> PackedNetwork:
+    """Folds a trained model onto the packed kernels. The model itself is untouched.
+
+    Args:
+        model: any module whose forward torch.fx can trace, of bitnas.nn layers and the float layers and functions that
+            :mod:`bitnas.packed.network` lists. Its evaluation behaviour is frozen, whatever mode it is in.
+
+    Returns:
+        A module with the same inputs and outputs. Its state dict holds canonical bits.
+
+    Raises:
+        TypeError: not a module. ValueError: the model cannot be traced, holds a layer that cannot be frozen, or a value
+        that is not finite; the message names it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, PackedNetwork):
+        raise ValueError("model is frozen already")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    source = copy.deepcopy(model).eval().cpu()
+    for name, tensor in source.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite; the network cannot be frozen")
+    try:
+        graph = _Tracer().trace(source)
+    except Exception as error:  # fx raises whatever the traced code raises
+        raise ValueError(
+            f"{type(model).__name__}.forward cannot be traced by torch.fx ({error}); it must not branch on tensor values"
+        ) from error
+    with torch.no_grad():
+        network = _Lowering(source, graph).network(getattr(model, "config", None))
+    return cast(PackedNetwork, network.to(device))
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BinaryConv2d | BinaryLinear) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Lowering:
+    """Makes steps for the values that are asked for, each once, in the order they are needed."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self.model = model
+        self.graph = fx.GraphModule(model, graph).graph
+        self.graph.eliminate_dead_code()
+        self.steps: list[Step] = []
+        self.layers: dict[str, nn.Module] = {}
+        self.made: dict[tuple[fx.Node, str], str] = {}
+
+    def network(self, config: Any) -> PackedNetwork:
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        if len(inputs) != 1:
+            raise ValueError(f"a frozen network takes one input, this model takes {len(inputs)}")
+        output = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        if not isinstance(output, fx.Node):
+            raise ValueError("a frozen network returns one tensor")
+        last = self.floats(output)
+        if not self.steps or last != self.steps[-1].name:
+            raise ValueError("the model's output is its input: there is nothing to freeze")
+        return PackedNetwork(self.steps, self.layers, None if config is None else config.to_dict())
+
+    # ---- reading the graph ----------------------------------------------------
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """A node's first input, past layers that do nothing when evaluated."""
+        return self.skip(cast(fx.Node, node.args[0]))
+
+    def skip(self, node: fx.Node) -> fx.Node:
+        while isinstance(self.module(node), _PASS_THROUGH):
+            node = cast(fx.Node, node.args[0])
+        return node
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        found: list[fx.Node] = []
+        for user in node.users:
+            found += self.readers(user) if isinstance(self.module(user), _PASS_THROUGH) else [user]
+        return found
+
+    def read_once(self, node: fx.Node) -> bool:
+        return len(self.readers(node)) == 1
+
+    def only_binarized(self, node: fx.Node, activations: str) -> bool:
+        """Whether every reader of the value binarizes it this way, directly or behind a max-pool."""
+        for reader in self.readers(node):
+            module = self.module(reader)
+            if isinstance(module, BinaryConv2d | BinaryLinear):
+                if module.input_binarizer.encoding != activations:
+                    return False
+            elif not (_packable_pool(module) and self.only_binarized(reader, activations)):
+                return False
+        return True
+
+    def dot_behind(self, node: fx.Node) -> tuple[fx.Node, fx.Node | None, nn.Module | None] | None:
+        """The binary layer, max-pool and batch norm whose result this value is, if it is that and nothing else reads between."""
+        norm = self.module(node)
+        pool_node: fx.Node | None = None
+        if isinstance(norm, _NORMS):
+            node = self.source(node)
+            if not self.read_once(node):
+                return None
+            if isinstance(self.module(node), nn.MaxPool2d) and _packable_pool(self.module(node)):
+                pool_node = node
+                node = self.source(node)
+                if not self.read_once(node):
+                    return None
+        else:
+            norm = None
+        if isinstance(self.module(node), BinaryConv2d | BinaryLinear):
+            return node, pool_node, norm
+        return None
+
+    # ---- making values ----------------------------------------------------------
+
+    def emit(self, node: fx.Node, suffix: str, kind: str, inputs: list[str], layer: nn.Module | None, **arguments: Any) -> str:
+        base = (str(node.target) if node.op == "call_module" else node.name).replace(".", "_") + suffix
+        name, taken = base, {step.name for step in self.steps} | {INPUT}
+        while name in taken:
+            name += "_"
+        if isinstance(layer, PackedLayer):
+            arguments = layer.spec
+        self.steps.append(Step(name, kind, tuple(inputs), arguments))
+        if layer is not None:
+            self.layers[name] = layer
+        return name
+
+    def once(self, node: fx.Node, form: str, make: Callable[[], str]) -> str:
+        if (node, form) not in self.made:
+            self.made[node, form] = make()
+        return self.made[node, form]
+
+    def bits(self, node: fx.Node, activations: str) -> str:
+        """The value, binarized and packed."""
+        node = self.skip(node)
+        return self.once(node, activations, lambda: self._bits(node, activations))
+
+    def _bits(self, node: fx.Node, activations: str) -> str:
+        module = self.module(node)
+        if self.only_binarized(node, activations):
+            if (chain := self.dot_behind(node)) is not None:
+                return self.threshold(*chain, activations)
+            if _packable_pool(module):
+                pool = cast(nn.MaxPool2d, module)
+                channels = self.channels(self.source(node))
+                if channels is not None:
+                    layer = _packed_pool(pool, channels, None)
+                    return self.emit(node, "", "max_pool2d", [self.bits(self.source(node), activations)], layer)
+            if isinstance(module, _NORMS):
+                affine = fold.fold_affine(torch.ones(module.num_features), None, module, str(node.target))
+                layer = Pack(activations=activations, channels=module.num_features)
+                layer.threshold, layer.direction = fold.float_threshold(affine, activations)
+                return self.emit(node, "_pack", "pack", [self.floats(self.source(node))], layer)
+        return self.emit(node, "_pack", "pack", [self.floats(node)], Pack(activations=activations))
+
+    def threshold(self, dot: fx.Node, pool: fx.Node | None, norm: nn.Module | None, activations: str) -> str:
+        """A binary layer straight to the bits of the next one; under a max-pool the flip waits until after it."""
+        layer = cast(Binary, self.module(dot))
+        affine = _affine(layer, norm, str(dot.target))
+        threshold, flip = fold.integer_threshold(affine, activations, _largest_dot(layer))
+        packed = _packed_dot(layer, "bits")
+        packed.threshold = threshold
+        flip_words = ops._pack(flip.float()[None], 0.5)[0]
+        if pool is None:
+            packed.flip = flip_words
+        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed.prepare())
+        if pool is None:
+            return name
+        pooled = _packed_pool(cast(nn.MaxPool2d, self.module(pool)), layer.weight.shape[0], flip_words)
+        return self.emit(pool, "", "max_pool2d", [name], pooled)
+
+    def packed_input(self, dot: fx.Node) -> str:
+        layer = cast(Binary, self.module(dot))
+        return self.bits(cast(fx.Node, dot.args[0]), layer.input_binarizer.encoding)
+
+    def floats(self, node: fx.Node) -> str:
+        """The value as floats."""
+        node = self.skip(node)
+        return self.once(node, "float", lambda: self._floats(node))
+
+    def _floats(self, node: fx.Node) -> str:
+        if node.op == "placeholder":
+            return INPUT
+        if (chain := self.dot_behind(node)) is not None:
+            return self.scaled(*chain)
+        module = self.module(node)
+        if module is None:
+            return self.function(node)
+        if isinstance(module, _NORMS):
+            conv_node = self.source(node)
+            conv = self.module(conv_node)
+            if type(conv) in (nn.Conv2d, nn.Linear) and self.read_once(conv_node):
+                fused = _fuse(cast(Any, conv), module, str(node.target))
+                return self.float_layer(node, fused, self.source(conv_node))
+        return self.float_layer(node, module, self.source(node))
+
+    def float_layer(self, node: fx.Node, module: nn.Module, source: fx.Node) -> str:
+        kind = float_layer_kind(module)
+        if kind is None:
+            raise ValueError(
+                f"{node.target} is a {type(module).__name__}, which a frozen network cannot hold; use the layers of "
+                "bitnas.nn and the float layers listed in bitnas.packed.network"
+            )
+        try:
+            arguments = float_layer_arguments(kind, module)
+        except ValueError as error:
+            raise ValueError(f"{node.target}: {error}") from error
+        return self.emit(node, "", kind, [self.floats(source)], module, **arguments)
+
+    def scaled(self, dot: fx.Node, pool: fx.Node | None, norm: nn.Module | None) -> str:
+        """A binary layer to floats. Under a max-pool the integers are pooled, then the one affine map follows."""
+        layer = cast(Binary, self.module(dot))
+        affine = _affine(layer, norm, str(dot.target))
+        packed = _packed_dot(layer, "float")
+        if pool is None:
+            packed.scale, packed.bias = affine.scale, affine.bias
+        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed.prepare())
+        if pool is None:
+            return name
+        pool_module = cast(nn.MaxPool2d, self.module(pool))
+        name = self.emit(
+            pool, "", "float_max_pool2d", [name], pool_module, **float_layer_arguments("float_max_pool2d", pool_module)
+        )
+        after = Affine(channels=affine.scale.numel())
+        after.scale, after.bias = affine.scale, affine.bias
+        return self.emit(pool, "_affine", "affine", [name], after)
+
+    def function(self, node: fx.Node) -> str:
+        kind = _FUNCTIONS.get(node.target)
+        if kind is None:
+            raise ValueError(
+                f"{node.name} calls {getattr(node.target, '__name__', node.target)}, which a frozen network cannot hold; "
+                f"it may call {', '.join(sorted(set(_FUNCTIONS.values())))}"
+            )
+        flat: list[Any] = []
+        for argument in node.args:
+            flat += argument if isinstance(argument, list | tuple) and kind == "cat" else [argument]
+        tensors = [argument for argument in flat if isinstance(argument, fx.Node)]
+        rest = [argument for argument in flat if not isinstance(argument, fx.Node)]
+        names = _POSITIONAL.get(kind, ())
+        if len(rest) > len(names):
+            raise ValueError(f"{node.name}: {kind} with constant arguments {rest} cannot be frozen")
+        arguments = dict(zip(names, rest, strict=False)) | dict(node.kwargs)
+        if any(isinstance(value, fx.Node) for value in arguments.values()):
+            raise ValueError(f"{node.name}: {kind} takes its tensors by position in a frozen network")
+        arguments.pop("inplace", None)
+        return self.emit(node, "", kind, [self.floats(tensor) for tensor in tensors], None, **arguments)
+
+    def channels(self, node: fx.Node) -> int | None:
+        """Channels of a value that a batch norm, convolution or pool of one makes."""
+        module = self.module(node)
+        if isinstance(module, BinaryConv2d | nn.Conv2d):
+            return module.out_channels
+        if isinstance(module, _NORMS):
+            return module.num_features
+        return self.channels(self.source(node)) if isinstance(module, nn.MaxPool2d) else None
+
+
+def _kind(layer: Binary) -> str:
+    return "conv2d" if isinstance(layer, BinaryConv2d) else "linear"
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _packable_pool(module: nn.Module | None) -> bool:
+    if not isinstance(module, nn.MaxPool2d):
+        return False
+    return _pair(module.dilation) == (1, 1) and not module.ceil_mode and not module.return_indices
+
+
+def _packed_pool(pool: nn.MaxPool2d, channels: int, flip: Tensor | None) -> PackedMaxPool2d:
+    layer = PackedMaxPool2d(
+        channels=channels,
+        kernel_size=_pair(pool.kernel_size),
+        stride=_pair(pool.stride),
+        padding=_pair(pool.padding),
+        flips=flip is not None,
+    )
+    if flip is not None:
+        layer.flip = flip
+    return layer
+
+
+def _packed_dot(layer: Binary, epilogue: str) -> Any:
+    activations = layer.input_binarizer.encoding
+    packed: PackedConv2d | PackedLinear
+    if isinstance(layer, BinaryConv2d):
+        packed = PackedConv2d(
+            in_channels=layer.in_channels,
+            out_channels=layer.out_channels,
+            kernel_size=layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            activations=cast(Any, activations),
+            epilogue=cast(Any, epilogue),
+        )
+    else:
+        packed = PackedLinear(
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+            activations=cast(Any, activations),
+            epilogue=cast(Any, epilogue),
+        )
+    packed.weight = ops.pack_weight(layer.binary_weight())
+    return packed
+
+
+def _affine(layer: Binary, norm: nn.Module | None, name: str) -> fold.ChannelAffine:
+    return fold.fold_affine(layer.weight_scale(), layer.bias, cast(Any, norm), name)
+
+
+def _largest_dot(layer: Binary) -> int:
+    return layer.weight[0].numel()
+
+
+def _fuse(conv: nn.Conv2d | nn.Linear, norm: nn.Module, name: str) -> nn.Module:
+    """A float convolution or linear layer with its batch norm folded in, in float64."""
+    ones = torch.ones(conv.weight.shape[0])
+    affine = fold.fold_affine(ones, conv.bias, cast(Any, norm), name)
+    gain = fold.fold_affine(ones, None, cast(Any, norm), name).scale
+    fused = copy.deepcopy(conv)
+    shape = (-1, *[1] * (conv.weight.dim() - 1))
+    fused.weight = nn.Parameter(conv.weight.detach() * gain.view(shape))
+    fused.bias = nn.Parameter(affine.bias)
+    return fused

@@ -1,0 +1,208 @@
+"""The layers a frozen network is made of. Buffers are canonical bits, so a state dict is the same on every machine.
+
+What a kernel wants its weights to look like is made from them when a layer is built, loaded or moved, and never saved.
+A layer is described by plain numbers and words (its ``spec``), from which an empty one can be built and then filled.
+"""
+
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from bitnas import ops
+
+Epilogue = Literal["int32", "float", "bits"]
+_ops = torch.ops.bitnas
+
+
+def _words(channels: int) -> int:
+    return (channels + 63) // 64
+
+
+class PackedLayer(nn.Module):
+    """A layer with a JSON description: ``type(layer)(**layer.spec)`` is an empty layer of the same shape."""
+
+    spec: dict[str, Any]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self.spec.items())
+
+
+class Pack(PackedLayer):
+    """Float ``[N, C, H, W]`` or ``[M, C]`` to bits, against one threshold or, with ``channels``, one per channel.
+
+    Per channel: bit = direction * x >= threshold, which is a batch norm folded into the binarizer behind it.
+    """
+
+    def __init__(self, *, activations: ops.Activations, channels: int | None = None) -> None:
+        super().__init__()
+        self.spec = {"activations": activations, "channels": channels}
+        self._threshold = ops.THRESHOLDS[activations]
+        if channels is not None:
+            self.register_buffer("threshold", torch.zeros(channels))
+            self.register_buffer("direction", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous()
+        if self.spec["channels"] is None:
+            return _ops.pack.default(x, self._threshold)
+        return _ops.pack_channels.default(x, self.threshold, self.direction)
+
+
+class _PackedDot(PackedLayer):
+    """What the convolution and the linear layer share: packed weights, their prepared form, and the epilogue's terms."""
+
+    weight: Tensor
+    prepared: Tensor | None
+
+    def __init__(self, weight_shape: tuple[int, ...], epilogue: Epilogue, activations: ops.Activations) -> None:
+        super().__init__()
+        if epilogue not in ("int32", "float", "bits"):
+            raise ValueError(f"epilogue must be 'int32', 'float' or 'bits', got {epilogue!r}")
+        out = weight_shape[0]
+        self.register_buffer("weight", torch.zeros(weight_shape, dtype=torch.int64))
+        if epilogue == "float":
+            self.register_buffer("scale", torch.ones(out))
+            self.register_buffer("bias", torch.zeros(out))
+        elif epilogue == "bits":
+            self.register_buffer("threshold", torch.zeros(out, dtype=torch.int32))
+            self.register_buffer("flip", torch.zeros(_words(out), dtype=torch.int64))
+        self.epilogue: Epilogue = epilogue
+        self.unit = activations == "unit"
+        self.prepared = None
+
+    def _prepare_arguments(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def prepare(self) -> Self:
+        """Lays the weights out for the kernel of the device and instruction set they are on now."""
+        on_cpu = self.weight.device.type == "cpu"
+        self.prepared = _ops.prepare_weight(self.weight, *self._prepare_arguments()) if on_cpu else None
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        return self.prepare()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.prepare()
+
+    def _terms(self) -> tuple[Tensor, ...]:
+        if self.epilogue == "float":
+            return self.scale, self.bias
+        return (self.threshold, self.flip) if self.epilogue == "bits" else ()
+
+
+class PackedConv2d(_PackedDot):
+    """Binary convolution of packed images, with its epilogue.
+
+    ``"bits"``: packed ``[N, H', W', words]``, (dot >= threshold) XOR flip. ``"float"``: float32 scale * dot + bias,
+    ``"int32"``: the dot; both ``[N, out, H', W']`` in channels_last.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        activations: ops.Activations,
+        epilogue: Epilogue,
+    ) -> None:
+        super().__init__((out_channels, *kernel_size, _words(in_channels // groups)), epilogue, activations)
+        self.spec = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": tuple(kernel_size),
+            "stride": tuple(stride),
+            "padding": tuple(padding),
+            "dilation": tuple(dilation),
+            "groups": groups,
+            "activations": activations,
+            "epilogue": epilogue,
+        }
+        self._geometry = (in_channels, *stride, *padding, *dilation, groups, self.unit)
+        self._run = getattr(_ops, f"conv2d_{epilogue}").default
+
+    def _prepare_arguments(self) -> tuple[int, int]:
+        return self.spec["in_channels"], self.spec["groups"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry)
+
+    def dots(self, x: Tensor) -> Tensor:
+        """The int32 dot products behind the epilogue."""
+        return _ops.conv2d_int32.default(x, self.weight, self.prepared, *self._geometry)
+
+
+class PackedLinear(_PackedDot):
+    """Binary linear layer on packed rows ``[M, words]``; epilogues as in :class:`PackedConv2d`."""
+
+    def __init__(
+        self, *, in_features: int, out_features: int, activations: ops.Activations, epilogue: Epilogue
+    ) -> None:
+        super().__init__((out_features, _words(in_features)), epilogue, activations)
+        self.spec = {
+            "in_features": in_features,
+            "out_features": out_features,
+            "activations": activations,
+            "epilogue": epilogue,
+        }
+        self._run = getattr(_ops, f"linear_{epilogue}").default
+
+    def _prepare_arguments(self) -> tuple[int, int]:
+        return self.spec["in_features"], 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, self.weight, self.prepared, *self._terms(), self.spec["in_features"], self.unit)
+
+    def dots(self, x: Tensor) -> Tensor:
+        """The int32 dot products behind the epilogue."""
+        return _ops.linear_int32.default(x, self.weight, self.prepared, self.spec["in_features"], self.unit)
+
+
+class PackedMaxPool2d(PackedLayer):
+    """Max pooling of packed images (an OR), then XOR ``flip`` for thresholds that run the other way."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        flips: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec = {
+            "channels": channels,
+            "kernel_size": tuple(kernel_size),
+            "stride": tuple(stride),
+            "padding": tuple(padding),
+            "flips": flips,
+        }
+        self.register_buffer("flip", torch.zeros(_words(channels), dtype=torch.int64) if flips else None)
+        self._geometry = (*kernel_size, *stride, *padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ops.max_pool2d_bits.default(x, self.flip, *self._geometry)
+
+
+class Affine(PackedLayer):
+    """scale * x + bias per channel, float32, two roundings: a batch norm on pooled integers."""
+
+    def __init__(self, *, channels: int) -> None:
+        super().__init__()
+        self.spec = {"channels": channels}
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * self.scale.view(shape) + self.bias.view(shape)

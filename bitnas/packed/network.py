@@ -1,0 +1,188 @@
+"""A frozen network: a straight line of steps over named values. The list of steps is also what a file holds.
+
+Every step is a layer or a function from the tables below and says which earlier values it reads, so a network can be
+rebuilt from JSON without running any code of the file's.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitnas.packed.layers import Affine, Pack, PackedConv2d, PackedLayer, PackedLinear, PackedMaxPool2d
+
+INPUT = "input"
+
+PACKED_LAYERS: dict[str, type[PackedLayer]] = {
+    "pack": Pack,
+    "conv2d": PackedConv2d,
+    "linear": PackedLinear,
+    "max_pool2d": PackedMaxPool2d,
+    "affine": Affine,
+}
+
+# Float layers that stay as they are: class and the arguments that rebuild it.
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+FLOAT_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "float_conv2d": (nn.Conv2d, _CONV),
+    "float_linear": (nn.Linear, ("in_features", "out_features")),
+    "float_batch_norm2d": (nn.BatchNorm2d, ("num_features", "eps")),
+    "float_batch_norm1d": (nn.BatchNorm1d, ("num_features", "eps")),
+    "float_max_pool2d": (nn.MaxPool2d, (*_POOL, "dilation")),
+    "float_avg_pool2d": (nn.AvgPool2d, (*_POOL, "count_include_pad")),
+    "float_adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "float_relu": (nn.ReLU, ()),
+    "float_prelu": (nn.PReLU, ("num_parameters",)),
+    "float_hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
+    "float_flatten": (nn.Flatten, ("start_dim", "end_dim")),
+}
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "mul": torch.mul,
+    "sub": torch.sub,
+    "relu": F.relu,
+    "flatten": torch.flatten,
+    "cat": lambda *tensors, dim=0: torch.cat(tensors, dim),
+    "mean": lambda x, dim, keepdim=False: x.mean(dim, keepdim),
+    "max_pool2d": F.max_pool2d,
+    "avg_pool2d": F.avg_pool2d,
+    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line: ``name = kind(*inputs, **arguments)``. ``inputs`` name earlier values; arguments are JSON."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def float_layer_kind(module: nn.Module) -> str | None:
+    """The kind of a float layer that a frozen network may hold, or None."""
+    return next((kind for kind, (cls, _) in FLOAT_LAYERS.items() if type(module) is cls), None)
+
+
+def float_layer_arguments(kind: str, module: nn.Module) -> dict[str, Any]:
+    """What rebuilds the layer, as JSON. Raises ValueError for a feature that no step can express."""
+    cls, names = FLOAT_LAYERS[kind]
+    arguments = {name: getattr(module, name) for name in names}
+    if kind == "float_conv2d" and module.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={module.padding_mode!r} cannot be frozen; it must be 'zeros'")
+    if cls in (nn.Conv2d, nn.Linear):
+        arguments["bias"] = module.bias is not None
+    if cls in (nn.BatchNorm1d, nn.BatchNorm2d):
+        arguments |= {"affine": module.affine, "track_running_stats": module.track_running_stats}
+    return arguments
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples, and torch wants them."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def build_layer(step: Step) -> nn.Module | None:
+    """An empty layer for the step; None for a function. Raises ValueError for an unknown kind or bad arguments."""
+    arguments = {key: _tuples(value) for key, value in step.arguments.items()}
+    try:
+        if step.kind in PACKED_LAYERS:
+            return PACKED_LAYERS[step.kind](**arguments)
+        if step.kind in FLOAT_LAYERS:
+            return FLOAT_LAYERS[step.kind][0](**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"step {step.name!r}: {step.kind} cannot be built from {step.arguments}: {error}") from error
+    if step.kind not in FUNCTIONS:
+        raise ValueError(f"step {step.name!r} has unknown kind {step.kind!r}")
+    return None
+
+
+class PackedNetwork(nn.Module):
+    """A frozen network. Call it like the module it came from: float ``[N, C, H, W]`` in, float out.
+
+    Args:
+        steps: the lines in order; the last one is the output.
+        layers: the layer of each step that has one.
+        config: the description of the model it was frozen from (``model.config.to_dict()``), or None.
+
+    Raises:
+        ValueError: no steps, a name twice, a value used before it is made.
+    """
+
+    def __init__(self, steps: Iterable[Step], layers: dict[str, nn.Module], config: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.steps = tuple(steps)
+        self.config = config
+        known = {INPUT}
+        for step in self.steps:
+            if step.name in known or not step.name.replace("_", "").isalnum():
+                raise ValueError(f"step name {step.name!r} is taken or not a plain word")
+            for name in step.inputs:
+                if name not in known:
+                    raise ValueError(f"step {step.name!r} reads {name!r}, which no earlier step makes")
+            known.add(step.name)
+        if not self.steps:
+            raise ValueError("a network needs at least one step")
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        last_use = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+        self._plan = []  # (value, is a layer, function or None, inputs, arguments, values no longer needed)
+        for i, step in enumerate(self.steps):
+            has_layer = step.name in layers
+            arguments = {} if has_layer else {key: _tuples(value) for key, value in step.arguments.items()}
+            done = tuple({name for name in step.inputs if last_use[name] == i})
+            # A layer is looked up by name, so that a deep copy runs its own.
+            function = None if has_layer else FUNCTIONS[step.kind]
+            self._plan.append((step.name, has_layer, function, step.inputs, arguments, done))
+        self.eval()
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "PackedNetwork":
+        """The empty network that :meth:`describe` describes. Raises ValueError for anything malformed."""
+        try:
+            steps = [
+                Step(str(s["name"]), str(s["kind"]), tuple(map(str, s["inputs"])), dict(s["arguments"]))
+                for s in description["steps"]
+            ]
+            config = description["config"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a description of a frozen network: {error!r}") from error
+        layers = {step.name: layer for step in steps if (layer := build_layer(step)) is not None}
+        return cls(steps, layers, config)
+
+    def describe(self) -> dict[str, Any]:
+        """The network without its tensors, as JSON."""
+        return {"steps": [asdict(step) for step in self.steps], "config": self.config}
+
+    def _run(self, x: Tensor, *, keep: bool) -> Iterator[tuple[str, Tensor]]:
+        values = {INPUT: x}
+        modules = self._modules
+        for name, has_layer, function, inputs, arguments, done in self._plan:
+            run: Any = modules[name] if has_layer else function
+            values[name] = run(*[values[i] for i in inputs], **arguments)
+            if not keep:
+                for i in done:
+                    del values[i]
+            yield name, values[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x
+        for _, value in self._run(x, keep=False):
+            result = value
+        return result
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """Every value of a forward pass by its name, the input included."""
+        return {INPUT: x, **dict(self._run(x, keep=True))}
+
+    def train(self, mode: bool = True) -> "PackedNetwork":
+        """A frozen network only evaluates. Raises ValueError for ``train(True)``."""
+        if mode:
+            raise ValueError("a frozen network cannot be trained; train the model it was frozen from")
+        return super().train(False)

@@ -1,0 +1,172 @@
+"""What the numbers of a run say, as plain sentences.
+
+Every sentence is computed. Whether the searched widths win is decided by the interval of the difference, never by the larger mean, and a run
+that shows no difference is told to have shown none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .load import Network, Point, Run, number
+from .numbers import count, duration, percent, plural, points, spearman
+
+BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A searched network against the uniform one of equal cost. `gain` and its interval are differences of accuracy fractions."""
+
+    searched: Network
+    uniform: Network
+    gain: float
+    low: float | None
+    high: float | None
+    verdict: str
+
+    def sentence(self) -> str:
+        """One sentence with both accuracies, the difference and what it shows."""
+        interval = (
+            f" (interval {points(self.low)} to {points(self.high)})"
+            if self.low is not None and self.high is not None
+            else ""
+        )
+        ending = {
+            BETTER: "The searched widths win.",
+            WORSE: "The uniform widths win.",
+            UNDECIDED: "This run cannot tell them apart.",
+        }[self.verdict]
+        return (
+            f"{self.searched.label} reaches {percent(self.searched.get('accuracy'))} and {self.uniform.label} "
+            f"{percent(self.uniform.get('accuracy'))} at {count(self.searched.get('flops'))} and "
+            f"{count(self.uniform.get('flops'))} FLOPs: {points(self.gain)} points{interval}. {ending}"
+        )
+
+
+@dataclass(frozen=True)
+class Misleading:
+    """Two networks of which the one with fewer OPs takes longer, by more than the spread of both measurements."""
+
+    fewer: Point
+    more: Point
+
+    def sentence(self) -> str:
+        """How much fewer OPs, and how much slower."""
+        ops, latency = _ratio(self.fewer, self.more, "ops"), _ratio(self.fewer, self.more, "latency_us")
+        return (
+            f"One network has {percent(1 - ops, 0)} fewer OPs than another ({count(self.fewer.get('ops'))} against "
+            f"{count(self.more.get('ops'))}) and yet takes {latency:.2f} times as long ({duration(self.fewer.get('latency_us'))} "
+            f"against {duration(self.more.get('latency_us'))})."
+        )
+
+
+def compare(run: Run) -> list[Comparison]:
+    """Every pair of the study. The verdict is the study's own where it gives one, otherwise whether the two intervals stand apart."""
+    claims = {str(claim.get("pair", "")): claim for claim in run.claims}
+    found = []
+    for searched, uniform in run.pairs():
+        a, b = searched.get("accuracy"), uniform.get("accuracy")
+        if a is None or b is None:
+            continue
+        claim = claims.get(searched.pair, {})
+        low, high = number(claim, "low"), number(claim, "high")
+        difference = number(claim, "difference")
+        gain = a - b if difference is None else difference
+        found.append(Comparison(searched, uniform, gain, low, high, _verdict(searched, uniform, low, high)))
+    return found
+
+
+def _verdict(searched: Network, uniform: Network, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        if searched.interval is None or uniform.interval is None:
+            return UNDECIDED
+        low, high = searched.interval[0] - uniform.interval[1], searched.interval[1] - uniform.interval[0]
+    return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
+
+
+def headline(run: Run) -> str:
+    """The result of the whole run in one or two sentences."""
+    if not run.networks:
+        done = plural(len(run.candidates), "network")
+        if not run.candidates:
+            return "This run has not measured a network yet."
+        return f"The search has measured {done}; none has been retrained beside uniform widths yet, so there is no verdict."
+    comparisons = compare(run)
+    if not comparisons:
+        return "The study holds no searched network with a uniform one of equal cost beside it, so there is no verdict."
+    wins = [c for c in comparisons if c.verdict == BETTER]
+    losses = [c for c in comparisons if c.verdict == WORSE]
+    if wins:
+        best = max(wins, key=lambda c: c.gain)
+        start = (
+            f"Searched widths beat uniform widths of equal FLOPs in {len(wins)} of {plural(len(comparisons), 'comparison')}"
+            if len(comparisons) > 1
+            else "Searched widths beat uniform widths of equal FLOPs"
+        )
+        rest = f" In {len(losses)} the uniform widths win." if losses else ""
+        return f"{start}. {_at_best(best)}{rest}"
+    best = max(comparisons, key=lambda c: c.gain)
+    if len(losses) == len(comparisons):
+        return f"The search did not beat uniform widths: at equal FLOPs the uniform networks win every comparison. {_at_best(best)}"
+    return f"The search did not beat uniform widths of equal FLOPs: no difference in its favour is larger than its interval. {_at_best(best)}"
+
+
+def _at_best(best: Comparison) -> str:
+    interval = "" if best.low is None or best.high is None else f" (interval {points(best.low)} to {points(best.high)})"
+    return (
+        f"The largest difference is {points(best.gain)} points{interval}: {percent(best.searched.get('accuracy'))} for "
+        f"{best.searched.label} against {percent(best.uniform.get('accuracy'))} for {best.uniform.label}."
+    )
+
+
+def featured(run: Run) -> Network | None:
+    """The network whose layers are shown: the searched one of the largest gain, else the first that has timed layers."""
+    ranked = [c.searched for c in sorted(compare(run), key=lambda c: -c.gain)]
+    return next((network for network in (*ranked, *run.networks) if network.layers), None)
+
+
+def measured_points(run: Run) -> list[Point]:
+    """Every network with OPs and a measured latency."""
+    everything: list[Point] = [*run.candidates, *run.networks]
+    return [point for point in everything if (point.get("ops") or 0) > 0 and (point.get("latency_us") or 0) > 0]
+
+
+def rank_correlation(measured: Sequence[Point]) -> float | None:
+    """Spearman's correlation of OPs and measured latency."""
+    return spearman([p.get("ops") or 0.0 for p in measured], [p.get("latency_us") or 0.0 for p in measured])
+
+
+def misleading_pair(measured: Sequence[Point]) -> Misleading | None:
+    """The pair in which OPs mislead most: the largest product of OPs saved and time lost, among pairs that differ clearly in both."""
+    best, worst = None, 0.0
+    for fewer in measured:
+        for more in measured:
+            ops, latency = _ratio(more, fewer, "ops"), _ratio(fewer, more, "latency_us")
+            spread = sum(p.get("latency_iqr_us") or 0.0 for p in (fewer, more))
+            apart = (fewer.get("latency_us") or 0.0) - (more.get("latency_us") or 0.0)
+            if ops > 1.02 and latency > 1.02 and apart > spread and (ops - 1) * (latency - 1) > worst:
+                best, worst = Misleading(fewer, more), (ops - 1) * (latency - 1)
+    return best
+
+
+def _ratio(a: Point, b: Point, name: str) -> float:
+    return (a.get(name) or 0.0) / (b.get(name) or 1.0)
+
+
+def reasons(run: Run) -> list[tuple[str, int]]:
+    """Why candidates failed, and how often, most frequent first."""
+    tally: dict[str, int] = {}
+    for failure in run.failures:
+        tally[failure.reason] = tally.get(failure.reason, 0) + 1
+    return sorted(tally.items(), key=lambda item: -item[1])
+
+
+def claim_text(claim: dict[str, Any]) -> str | None:
+    """The study's own words for a claim, if it has any."""
+    for name in ("text", "sentence", "verdict"):
+        if isinstance(claim.get(name), str) and " " in claim[name]:
+            return str(claim[name])
+    return None

@@ -1,0 +1,37 @@
+"""Search strategies, the journal and the workers. Nothing here imports torch or knows what a number means."""
+
+from .evolution import Evolution, penalised_accuracy
+from .journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
+from .loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
+from .nsga2 import NSGA2
+from .pareto import Objective, crowding_distance, dominates, hypervolume_2d, non_dominated
+from .space import Genome, WidthSpace, genome_key
+from .workers import Failure, WorkerPool, WorkersUnavailable
+
+__all__ = [
+    "NSGA2",
+    "Evolution",
+    "Failure",
+    "Genome",
+    "Journal",
+    "JournalCorrupt",
+    "JournalError",
+    "JournalLocked",
+    "JournalMismatch",
+    "Objective",
+    "Record",
+    "SearchFailed",
+    "SearchResult",
+    "Stage",
+    "WidthSpace",
+    "WorkerPool",
+    "WorkersUnavailable",
+    "crowding_distance",
+    "dominates",
+    "genome_key",
+    "hypervolume_2d",
+    "non_dominated",
+    "penalised_accuracy",
+    "run_search",
+    "run_tasks",
+]

@@ -1,0 +1,117 @@
+"""The single-objective evolution of Shen et al. 2019, section 3.2.
+
+The paper gives population (32), generations (50), and fitness; it does not give selection, crossover, mutation or
+elitism. Chosen here: binary tournament, uniform crossover, mutation of each gene with probability 1 / length, and
+survival of the best of parents and offspring together. No code is asked for twice, since an evaluation is a training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+from .space import Genome, WidthSpace
+
+
+def penalised_accuracy(accuracy: float, relative_flops: float, *, penalty: float = 4.0) -> float:
+    """Fitness max(Acc - penalty * F, 0) in percent points (Shen et al. 2019, section 3.2).
+
+    Args:
+        accuracy: fraction in [0, 1].
+        relative_flops: F, the FLOPs divided by those of the un-widened network.
+        penalty: the paper's lambda, percent points per un-widened network.
+    """
+    return max(100.0 * accuracy - penalty * relative_flops, 0.0)
+
+
+def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
+    """Up to `count` distinct codes that are not in `seen`; fewer only when the space has no more."""
+    fresh: list[Genome] = []
+    taken = set(seen)
+    misses = 0
+    while len(fresh) < count and len(taken) < space.size:
+        genome = space.random(rng)
+        if genome not in taken:
+            taken.add(genome)
+            fresh.append(genome)
+            misses = 0
+            continue
+        misses += 1
+        if misses > 1000 and space.size <= 1_000_000:  # nearly exhausted: list what is left instead of guessing
+            left = [genome for genome in space.enumerate() if genome not in taken]
+            rng.shuffle(left)
+            return fresh + left[: count - len(fresh)]
+    return fresh
+
+
+class Evolution:
+    """Genetic search for the code with the smallest value of one objective, by ask and tell.
+
+    Args:
+        space: where to search.
+        population: survivors of a generation, and new codes asked for in each; at least 2.
+        seed: decides every random choice.
+        tournament: survivors drawn for each parent; the best of them becomes one.
+        mutation_rate: probability per ratio, default 1 / length.
+        crossover_rate: probability that a child has two parents.
+    """
+
+    def __init__(
+        self,
+        space: WidthSpace,
+        *,
+        population: int = 32,
+        seed: int = 0,
+        tournament: int = 2,
+        mutation_rate: float | None = None,
+        crossover_rate: float = 0.9,
+    ) -> None:
+        if population < 2:
+            raise ValueError(f"population: got {population}, wanted at least 2")
+        if tournament < 1:
+            raise ValueError(f"tournament: got {tournament}, wanted at least 1")
+        if not 0 <= crossover_rate <= 1:
+            raise ValueError(f"crossover_rate: got {crossover_rate}, wanted a probability in [0, 1]")
+        self.space = space
+        self.population = population
+        self.tournament = tournament
+        self.mutation_rate = mutation_rate
+        self.crossover_rate = crossover_rate
+        self._rng = Random(seed)
+        self._seen: set[Genome] = set()
+        self._survivors: list[tuple[float, Genome]] = []
+
+    def ask(self) -> list[Genome]:
+        """The next generation: up to `population` codes never asked before; empty when the space is exhausted."""
+        children = self._offspring() if self._survivors else []
+        self._seen.update(children)
+        children += unseen_random(self.space, self._seen, self.population - len(children), self._rng)
+        self._seen.update(children)
+        return children
+
+    def tell(self, genomes: Sequence[Genome], losses: Sequence[Sequence[float]]) -> None:
+        """Report one value per code, to be minimised; a failed code has a non-finite value and never survives."""
+        if len(genomes) != len(losses):
+            raise ValueError(f"losses: got {len(losses)} rows, wanted {len(genomes)}")
+        told = [(row[0], genome) for genome, row in zip(genomes, losses, strict=True) if math.isfinite(row[0])]
+        # Ties are broken by the code itself, so the order of evaluation has no say.
+        self._survivors = sorted(self._survivors + told)[: self.population]
+
+    def _offspring(self) -> list[Genome]:
+        children: list[Genome] = []
+        taken = set(self._seen)
+        for _ in range(50 * self.population):
+            if len(children) == self.population:
+                break
+            child = self._parent()
+            if self._rng.random() < self.crossover_rate:
+                child = self.space.crossover(child, self._parent(), self._rng)
+            child = self.space.mutate(child, self._rng, rate=self.mutation_rate)
+            if child not in taken:
+                taken.add(child)
+                children.append(child)
+        return children
+
+    def _parent(self) -> Genome:
+        return min(self._rng.choice(self._survivors) for _ in range(self.tournament))[1]

@@ -1,0 +1,131 @@
+"""NSGA-II (Deb et al. 2002) on width codes, by ask and tell over pymoo.
+
+pymoo keeps the ranking and the survival; what it would get wrong here is done around it: duplicates are looked for in
+the whole history and not only the population, and a failed candidate becomes +inf, since one NaN would take over
+pymoo's Pareto set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from .evolution import unseen_random
+from .space import Genome, WidthSpace
+
+
+class NSGA2:
+    """Multi-objective search, every objective minimised.
+
+    Args:
+        space: where to search.
+        objectives: number of values told for each code, at least 1.
+        population: survivors of a generation, and new codes asked for in each; at least 2.
+        seed: decides every random choice.
+    """
+
+    def __init__(self, space: WidthSpace, *, objectives: int, population: int = 32, seed: int = 0) -> None:
+        if population < 2:
+            raise ValueError(f"population: got {population}, wanted at least 2")
+        if objectives < 1:
+            raise ValueError(f"objectives: got {objectives}, wanted at least 1")
+        self.space = space
+        self.objectives = objectives
+        self.population = population
+        self._rng = Random(seed)
+        self._seen: set[Genome] = set()
+        self._asked: tuple[list[Genome], Any] | None = None
+        self._algorithm = self._make_algorithm(seed)
+
+    def _make_algorithm(self, seed: int) -> Any:
+        import numpy as np
+        from pymoo.algorithms.moo.nsga2 import NSGA2 as PymooNSGA2
+        from pymoo.core.duplicate import DuplicateElimination
+        from pymoo.core.problem import Problem
+        from pymoo.operators.crossover.ux import UX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.core.termination import NoTermination
+
+        strategy = self
+
+        class UnseenOnly(DuplicateElimination):
+            """Drops codes asked for at any time and repeats within the batch."""
+
+            def _do(self, pop: Any, other: Any, is_duplicate: Any) -> Any:
+                batch = set() if other is None else {tuple(ind.X) for ind in other}
+                for index, individual in enumerate(pop):
+                    code = tuple(individual.X)
+                    is_duplicate[index] = code in batch or strategy._decode(code) in strategy._seen
+                    if other is None:
+                        batch.add(code)
+                return is_duplicate
+
+        first = unseen_random(self.space, self._seen, self.population, self._rng)
+        problem = Problem(
+            n_var=self.space.length, n_obj=self.objectives, xl=0, xu=len(self.space.choices) - 1, vtype=int
+        )
+        algorithm = PymooNSGA2(
+            pop_size=self.population,
+            sampling=np.array([self.space.encode(genome) for genome in first]),
+            crossover=UX(),
+            mutation=PM(prob=1.0, prob_var=1 / self.space.length, eta=3.0, vtype=float, repair=RoundingRepair()),
+            eliminate_duplicates=UnseenOnly(),
+        )
+        algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)
+        return algorithm
+
+    def _decode(self, code: Sequence[float]) -> Genome:
+        return self.space.decode([round(float(index)) for index in code])
+
+    def ask(self) -> list[Genome]:
+        """The next generation: up to `population` codes never asked before; empty when the space is exhausted."""
+        from pymoo.core.population import Population
+
+        infills = self._algorithm.ask() if len(self._seen) < self.space.size else None
+        genomes = [] if infills is None else [self._decode(individual.X) for individual in infills]
+        self._seen.update(genomes)
+        # Mating can run dry in a small space before the space itself does; random codes fill the gap.
+        extra = unseen_random(self.space, self._seen, self.population - len(genomes), self._rng)
+        if extra:
+            import numpy as np
+
+            added = Population.new("X", np.array([self.space.encode(genome) for genome in extra]))
+            infills = added if infills is None or not len(infills) else Population.merge(infills, added)
+        self._seen.update(extra)
+        genomes += extra
+        self._asked = (genomes, infills)
+        return list(genomes)
+
+    def tell(self, genomes: Sequence[Genome], losses: Sequence[Sequence[float]]) -> None:
+        """Report one row per code asked for; a row with a non-finite value counts as +inf in every objective."""
+        import numpy as np
+
+        if self._asked is None or list(genomes) != self._asked[0]:
+            raise ValueError("genomes: wanted exactly those of the last ask(), in its order")
+        if len(losses) != len(genomes) or any(len(row) != self.objectives for row in losses):
+            raise ValueError(f"losses: wanted {len(genomes)} rows of {self.objectives} values")
+        infills = self._asked[1]
+        self._asked = None
+        if not genomes:
+            return
+        safe = [list(row) if all(map(math.isfinite, row)) else [math.inf] * self.objectives for row in losses]
+        infills.set("F", np.array(safe, dtype=float))
+        for individual in infills:
+            individual.evaluated.update({"F", "G", "H"})
+        with np.errstate(invalid="ignore"):  # inf - inf, in the crowding of failed codes among themselves
+            self._algorithm.tell(infills=infills)
+
+    def front(self) -> list[Genome]:
+        """Non-dominated codes of the present population; never a failed one."""
+        survivors = self._algorithm.opt
+        if survivors is None:
+            return []
+        return [self._decode(individual.X) for individual in survivors if _all_finite(individual.F)]
+
+
+def _all_finite(values: Sequence[float]) -> bool:
+    """True if every value is finite."""
+    return all(math.isfinite(float(value)) for value in values)
