@@ -53,7 +53,7 @@ def _options(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; gives the exit code."""
     try:
-        app(list(arguments) if arguments is not None else None)
+        app(list(arguments) if arguments is not None else None, prog_name="bitnas")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

@@ -21,7 +21,9 @@ def count(
     full_precision: Annotated[bool, typer.Option("--full-precision", help="Count binary layers as float.")] = False,
     weight_bases: Annotated[int, typer.Option(help="Binary weight bases per layer, as in ABC-Net.")] = 1,
     activation_bases: Annotated[int, typer.Option(help="Binary activation bases per layer.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON: flops, bops, memory_bits and more, per layer too.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: flops, bops, memory_bits and more, per layer too.")
+    ] = False,
 ) -> None:
     """Count MACs, BOPs, FLOPs, OPs, parameters and memory bits, per layer and in total."""
     from ..cost import count as count_network

@@ -100,7 +100,7 @@ def read_layers(model: nn.Module, input_size: Size) -> tuple[list[Layer], dict[s
     try:
         return _observe(_without_storage(model), input_size)
     except Exception as meta_error:  # a module may do anything: read values, use a C extension, refuse to be copied
-        if any(tensor.is_meta for tensor in model.parameters()):
+        if any(parameter.is_meta for parameter in model.parameters()):
             raise _does_not_run(input_size, meta_error) from meta_error
     try:
         return _observe(model, input_size)
@@ -127,7 +127,8 @@ def _observe(model: nn.Module, input_size: Size) -> tuple[list[Layer], dict[str,
     reader = _Reader(model)
     modes = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_hook(reader, with_kwargs=True) for module in modes]
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    tensors = (*model.parameters(), *model.buffers())
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     x = torch.zeros(1, *input_size, dtype=first.dtype, device=first.device)
     try:
         model.eval()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from . import numbers
 from .findings import Misleading
-from .load import Candidate, Network, Point, Run, SEARCHED
+from .load import SEARCHED, Candidate, Network, Point, Run
 from .svg import Canvas, Scale, shorten, span, text_width
 
 WIDE, NARROW = 828, 356

@@ -82,7 +82,7 @@ def _trade_off(run: Run) -> str:
             f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, {numbers.percent(good.get('accuracy'))} in "
             f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile range of the latency."
         )
-    shown = [
+    shown: list[Point] = [
         p for p in (*run.candidates, *run.front) if p.get("accuracy") is not None and p.get("latency_us") is not None
     ]
     if run.networks and shown:

@@ -1,0 +1,106 @@
+"""What a long command shows while it works: bars where there is a terminal, and one line per milestone everywhere. All on stderr."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from .output import console
+
+
+class ProgressView:
+    """Context manager to be passed as `on_progress`. It knows the events of `bitnas.methods.width`; one it does not know moves a bar if
+    it carries `done` and `total`, and is otherwise left alone.
+    """
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar: Any = None
+        self._name = ""
+        self._generation = ""
+
+    def __enter__(self) -> ProgressView:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """One line on stderr, above the bar."""
+        self._console.print(text, markup=False)
+
+    def advance(self, name: str, done: int, total: int) -> None:
+        """Show `done` of `total` steps of what `name` says."""
+        if name != self._name:
+            if self._bar is not None:
+                self._bars.remove_task(self._bar)
+            self._bar, self._name = self._bars.add_task(name, total=total), name
+        self._bars.update(self._bar, completed=done, total=total)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        kind = str(event.get("event", ""))
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is not None:
+            handler(event)
+        elif "done" in event and "total" in event:
+            self.advance(kind.replace("_", " "), int(event["done"]), int(event["total"]))
+
+    def _on_search_start(self, event: dict[str, Any]) -> None:
+        self.say(
+            f"search of {event['generations']} generations of {event['population']} for {', '.join(event['objectives'])} "
+            f"in {event['folder']}"
+        )
+
+    def _on_parent_start(self, event: dict[str, Any]) -> None:
+        self.advance("training the widest network", 0, event["epochs"])
+
+    def _on_parent_epoch(self, event: dict[str, Any]) -> None:
+        self.advance("training the widest network", event["epoch"] + 1, event["epochs"])
+
+    def _on_parent_end(self, event: dict[str, Any]) -> None:
+        self.say(f"widest network trained: {_percent(event['accuracy'])} on the validation split")
+
+    def _on_generation_start(self, event: dict[str, Any]) -> None:
+        self._generation = f"generation {event['generation'] + 1}/{event['generations']}"
+
+    def _on_evaluated(self, event: dict[str, Any]) -> None:
+        self.advance(f"{self._generation}: {event['stage']}", event["done"], event["total"])
+        if event["status"] == "failed" and not event["replayed"]:
+            self.say(f"candidate {event['key'][:12]} failed: {event['reason']}")
+
+    def _on_generation_end(self, event: dict[str, Any]) -> None:
+        best = ", ".join(f"best {name} {_metric(name, value)}" for name, value in event.get("best", {}).items())
+        self.say(
+            f"{self._generation}: {event['evaluated']} evaluated, {event['failed']} failed in it, {event['front']} on the front; {best}"
+        )
+
+
+def _metric(name: str, value: float) -> str:
+    from ..report import numbers
+
+    if name == "accuracy":
+        return numbers.percent(value)
+    if name.endswith("_us"):
+        return numbers.duration(value)
+    return f"{value:.2f}" if name == "fitness" else numbers.count(value)
+
+
+def _percent(value: float | None) -> str:
+    from ..report import numbers
+
+    return numbers.percent(value)

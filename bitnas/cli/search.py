@@ -1,0 +1,122 @@
+"""`bitnas search` and `bitnas resume`: the width search in a run folder, started and gone on with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..methods.width import SearchResult
+
+
+def search(
+    out: Annotated[Path, typer.Option(help="Run folder, made if missing.")],
+    model: Annotated[str, typer.Option(help="Network with a width code: vgg_small or resnet18.")] = "vgg_small",
+    data: Annotated[str, typer.Option(help="Data set: digits, or the path of a .safetensors file.")] = "digits",
+    population: Annotated[int | None, typer.Option(help="Candidates per generation. [paper: 32]")] = None,
+    generations: Annotated[int | None, typer.Option(help="How many generations. [paper: 50]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs of a candidate.")] = None,
+    parent_epochs: Annotated[int | None, typer.Option(help="Training epochs of the widest network.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the split, the candidates and the strategy.")] = 0,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="fitness (the paper's), or two and more of accuracy, ops, flops, bops, memory, latency. [default: fitness]"
+        ),
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Ratios allowed for each width. [paper: 0.25,0.5,1,2,3,4]")
+    ] = None,
+    fitness_lambda: Annotated[
+        float | None, typer.Option(help="Accuracy points one un-widened network of FLOPs must bring. [paper: 4]")
+    ] = None,
+    base_width: Annotated[float | None, typer.Option(help="Multiplies every base width.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Training recipe of the candidates.")] = None,
+    inherit: Annotated[
+        bool, typer.Option("--inherit/--no-inherit", help="Start candidates from slices of the widest network.")
+    ] = True,
+    latency_batch: Annotated[int | None, typer.Option(help="Batch size that latency is measured with.")] = None,
+    latency_threads: Annotated[int | None, typer.Option(help="Threads that latency is measured with.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train candidates; 0 trains in this one.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a candidate is given up.")] = None,
+    study: Annotated[
+        bool, typer.Option("--study", help="Then retrain the best beside uniform widths of equal cost.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the front (and the study) as JSON.")] = False,
+) -> None:
+    """Search widths and write DIR/front.json and DIR/report.html.
+
+    Options left out take the preset of the data set where there is one, and the paper's values otherwise. Every evaluation is
+    written down once: the same command, or `bitnas resume DIR`, goes on after a stop to the same result.
+    """
+    from ..methods import width
+    from .output import floats, names
+
+    given = {
+        "population": population,
+        "generations": generations,
+        "epochs": epochs,
+        "parent_epochs": parent_epochs,
+        "objectives": names(objectives),
+        "choices": floats("--choices", choices),
+        "fitness_lambda": fitness_lambda,
+        "base_width": base_width,
+        "recipe": recipe,
+        "latency_batch": latency_batch,
+        "latency_threads": latency_threads,
+        "workers": workers,
+        "timeout": timeout,
+    }
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    config = width.preset(data, model=model, seed=seed, inherit=inherit, **settings)
+    run_to_report(lambda view: width.search(config, out, on_progress=view), out, study=study, json=json)
+
+
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a search that was stopped, or is to be continued.")],
+    generations: Annotated[int | None, typer.Option(help="How many in all, to go on beyond the first plan.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train candidates.")] = None,
+    study: Annotated[
+        bool, typer.Option("--study", help="Then retrain the best beside uniform widths of equal cost.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the front (and the study) as JSON.")] = False,
+) -> None:
+    """Go on with the search in DIR. What was measured is read from its journal, never measured again."""
+    from ..methods import width
+
+    run_to_report(
+        lambda view: width.resume(run_dir, generations=generations, workers=workers, on_progress=view),
+        run_dir,
+        study=study,
+        json=json,
+    )
+
+
+def run_to_report(start: Any, out: Path, *, study: bool, json: bool, again: str | None = None) -> SearchResult:
+    """Search, study if asked, report, print. `start` takes the progress view; `again` is the command that goes on after a stop."""
+    from ..methods import width
+    from ..report import build
+    from ..report.load import load_run
+    from .output import console, interruptible, networks_table, print_json
+    from .progress import ProgressView
+
+    again = again or f"bitnas resume {shlex.quote(str(out))}{' --study' if study else ''}"
+    with interruptible(f"nothing measured is lost. To go on: {again}"), ProgressView() as view:
+        result: SearchResult = start(view)
+        if study:
+            width.study(out, on_progress=view)
+        path = build(out)
+    run = load_run(out)
+    if json:
+        study_part = (
+            {"study": {"networks": [n.values for n in run.networks], "claims": run.claims}} if run.networks else {}
+        )
+        print_json({"folder": str(out), "report": str(path), "front": result.front, **study_part})
+    else:
+        screen = console()
+        screen.print(networks_table(run.networks or run.front))
+        screen.print(f"report: {path}", markup=False)
+    return result

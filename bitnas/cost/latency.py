@@ -1,0 +1,108 @@
+"""Measured latency of a whole network on the machine it will run on.
+
+Operation counts do not tell it: a layer's speed depends on its width, its map and its place in the cache. So the number
+the search uses is a measurement, with its spread, under a key that says what it was taken on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitnas.cost import machine
+from bitnas.cost.timing import Timing, time_call
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Microseconds per batch. ``timing`` holds the spread; ``machine`` where it was taken."""
+
+    timing: Timing
+    batch: int
+    threads: int
+    input_size: tuple[int, ...]
+    machine: dict[str, Any]
+
+    @property
+    def median_us(self) -> float:
+        return self.timing.median_us
+
+    @property
+    def iqr_us(self) -> float:
+        return self.timing.iqr_us
+
+    @property
+    def runs(self) -> int:
+        return self.timing.runs
+
+    @property
+    def noisy(self) -> bool:
+        return self.timing.noisy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Timing and key as JSON."""
+        key = {"batch": self.batch, "threads": self.threads, "input_size": list(self.input_size)}
+        return {**self.timing.to_dict(), **key, "machine": self.machine}
+
+    def __str__(self) -> str:
+        noise = ", noisy" if self.noisy else ""
+        return (
+            f"{self.median_us:.1f} us per batch of {self.batch} on {self.threads} thread(s) "
+            f"(IQR {self.iqr_us:.1f} us, {self.runs} runs{noise})"
+        )
+
+
+class _Threads:
+    """torch's thread count, for a while."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def measure_latency(
+    frozen: nn.Module,
+    input_size: tuple[int, int, int],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    **timing: Any,
+) -> Latency:
+    """Times a network, frozen or float, from float images to logits.
+
+    Run nothing else on the machine meanwhile. Random images; inference mode; the module's own device.
+
+    Args:
+        frozen: what :func:`bitnas.freeze` returns, or any module (evaluated in the mode it is in).
+        input_size: ``(C, H, W)``.
+        batch: images per call. threads: torch's threads during the measurement.
+        timing: ``warmup``, ``seconds``, ``min_runs``, ``tolerance``, ``clock`` of :func:`bitnas.cost.timing.time_interleaved`.
+
+    Returns:
+        median, IQR, number of runs, whether it stayed noisy, and the machine.
+
+    Raises:
+        ValueError: a size, batch or thread count below 1. Whatever the network raises on such an input.
+    """
+    for name, value in {"batch": batch, "threads": threads, "input_size": min(input_size, default=0)}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    tensor = next(iter(frozen.state_dict().values()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((batch, *input_size), generator=generator).to(tensor.device)
+
+    def call() -> None:
+        frozen(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    with _Threads(threads), torch.inference_mode():
+        result = time_call(call, **timing)
+    return Latency(result, batch, threads, tuple(input_size), {**machine.facts(), "device": str(tensor.device)})

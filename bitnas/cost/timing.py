@@ -1,0 +1,99 @@
+"""A timer that knows its own noise: warm-up by time, medians, and repeats until the median is known well enough."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+Clock = Callable[[], int]  # nanoseconds
+
+# A sample shorter than this is mostly the clock: short calls are timed several at a time.
+_MIN_SAMPLE_NS = 100_000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds per call. ``noisy``: the median's 95 % interval stayed wider than asked for."""
+
+    median_us: float
+    q1_us: float
+    q3_us: float
+    low_us: float
+    high_us: float
+    runs: int
+    noisy: bool
+
+    @property
+    def iqr_us(self) -> float:
+        return self.q3_us - self.q1_us
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "iqr_us": self.iqr_us}
+
+
+def _median_interval(ordered: list[float]) -> tuple[float, float]:
+    """95 % interval of the median from order statistics (no assumption about the noise)."""
+    n = len(ordered)
+    reach = 0.98 * sqrt(n)
+    return ordered[max(0, int(n / 2 - reach))], ordered[min(n - 1, int(n / 2 + reach))]
+
+
+def summarize(samples_us: list[float], tolerance: float) -> Timing:
+    """Statistics of at least one sample; ``tolerance`` is the half-width of the interval, relative to the median."""
+    ordered = sorted(samples_us)
+    median = statistics.median(ordered)
+    q1, _, q3 = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (median,) * 3
+    low, high = _median_interval(ordered)
+    return Timing(median, q1, q3, low, high, len(ordered), (high - low) / 2 > tolerance * median)
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    warmup: float = 0.05,
+    seconds: float = 0.5,
+    min_runs: int = 20,
+    tolerance: float = 0.02,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[str, Timing]:
+    """Times several calls in turns (A B C A B C ...), so that a drifting clock or a busy neighbour meets all alike.
+
+    Args:
+        warmup: seconds of warm-up for each call.
+        seconds: stop after this long in all, even if not stable; at least ``min_runs`` rounds are taken.
+        tolerance: a timing is stable when half its 95 % interval is below this share of the median.
+
+    Returns:
+        one :class:`Timing` per name.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        start, count = clock(), 0
+        while clock() - start < warmup * 1e9 or count < 2:
+            call()
+            count += 1
+        repeats[name] = max(1, int(_MIN_SAMPLE_NS * count / max(1, clock() - start)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    start, rounds = clock(), 0
+    while True:
+        for name, call in calls.items():
+            n = repeats[name]
+            begin = clock()
+            for _ in range(n):
+                call()
+            samples[name].append((clock() - begin) / n / 1e3)
+        rounds += 1
+        if rounds < min_runs:
+            continue
+        if clock() - start > seconds * 1e9:
+            break
+        if rounds % 10 == 0 and not any(summarize(s, tolerance).noisy for s in samples.values()):
+            break
+    return {name: summarize(s, tolerance) for name, s in samples.items()}
+
+
+def time_call(call: Callable[[], object], **options: Any) -> Timing:
+    """Times one call; options as in :func:`time_interleaved`."""
+    return time_interleaved({"call": call}, **options)["call"]
