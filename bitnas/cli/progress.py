@@ -89,6 +89,19 @@ class ProgressView:
             f"{self._generation}: {event['evaluated']} evaluated, {event['failed']} failed in it, {event['front']} on the front; {best}"
         )
 
+    def _on_study_start(self, event: dict[str, Any]) -> None:
+        self.say(
+            f"study: {event['networks']} networks from scratch, {event['epochs']} epochs in each of {event['folds']} folds"
+        )
+
+    def _on_study_training(self, event: dict[str, Any]) -> None:
+        self.advance("retraining beside uniform widths", event["done"], event["total"])
+        if event["status"] == "failed" and not event["replayed"]:
+            self.say(f"training of {event['label']} failed: {event['reason']}")
+
+    def _on_study_network(self, event: dict[str, Any]) -> None:
+        self.say(f"{event['label']}: {_percent(event['accuracy'])}, frozen, verified and timed")
+
 
 def _metric(name: str, value: float) -> str:
     from ..report import numbers

@@ -6,7 +6,7 @@ that shows no difference is told to have shown none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,7 @@ class Comparison:
     verdict: str
 
     def sentence(self) -> str:
-        """One sentence with both accuracies, the difference and what it shows."""
-        interval = (
-            f" (interval {points(self.low)} to {points(self.high)})"
-            if self.low is not None and self.high is not None
-            else ""
-        )
+        """Both accuracies, the difference and what it shows; then what the pair costs."""
         ending = {
             BETTER: "The searched widths win.",
             WORSE: "The uniform widths win.",
@@ -42,8 +37,21 @@ class Comparison:
         return (
             f"{self.searched.label} reaches {percent(self.searched.get('accuracy'))} and {self.uniform.label} "
             f"{percent(self.uniform.get('accuracy'))} at {count(self.searched.get('flops'))} and "
-            f"{count(self.uniform.get('flops'))} FLOPs: {points(self.gain)} points{interval}. {ending}"
+            f"{count(self.uniform.get('flops'))} FLOPs: {points(self.gain)} points{self.interval()}. {ending}{self.time()}"
         )
+
+    def interval(self) -> str:
+        """ " (95 % interval -0.4 to +0.8)", or nothing where the study gives none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f" (95 % interval {points(self.low)} to {points(self.high)})"
+
+    def time(self) -> str:
+        """How the two compare in latency, or nothing where it was not measured."""
+        a, b = self.searched.get("latency_us"), self.uniform.get("latency_us")
+        if not a or not b:
+            return ""
+        return f" The searched network takes {duration(a)}, the uniform one {duration(b)}."
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,15 @@ def compare(run: Run) -> list[Comparison]:
         low, high = number(claim, "low"), number(claim, "high")
         difference = number(claim, "difference")
         gain = a - b if difference is None else difference
-        found.append(Comparison(searched, uniform, gain, low, high, _verdict(searched, uniform, low, high)))
+        found.append(Comparison(searched, uniform, gain, low, high, _verdict(claim, searched, uniform, low, high)))
     return found
 
 
-def _verdict(searched: Network, uniform: Network, low: float | None, high: float | None) -> str:
+def _verdict(
+    claim: Mapping[str, Any], searched: Network, uniform: Network, low: float | None, high: float | None
+) -> str:
+    if claim.get("outcome") in (BETTER, WORSE, UNDECIDED):
+        return str(claim["outcome"])
     if low is None or high is None:
         if searched.interval is None or uniform.interval is None:
             return UNDECIDED
@@ -115,11 +127,19 @@ def headline(run: Run) -> str:
 
 
 def _at_best(best: Comparison) -> str:
-    interval = "" if best.low is None or best.high is None else f" (interval {points(best.low)} to {points(best.high)})"
     return (
-        f"The largest difference is {points(best.gain)} points{interval}: {percent(best.searched.get('accuracy'))} for "
-        f"{best.searched.label} against {percent(best.uniform.get('accuracy'))} for {best.uniform.label}."
+        f"The largest difference is {points(best.gain)} points{best.interval()}: {percent(best.searched.get('accuracy'))} for "
+        f"{best.searched.label} against {percent(best.uniform.get('accuracy'))} for {best.uniform.label}.{best.time()}"
     )
+
+
+def not_compared(run: Run) -> list[str]:
+    """The pairs of the study without a comparison, each with the study's own words."""
+    return [
+        f"{claim.get('searched')} and {claim.get('uniform')}: {claim.get('verdict')}."
+        for claim in run.claims
+        if claim.get("outcome") == "failed"
+    ]
 
 
 def featured(run: Run) -> Network | None:
@@ -162,11 +182,3 @@ def reasons(run: Run) -> list[tuple[str, int]]:
     for failure in run.failures:
         tally[failure.reason] = tally.get(failure.reason, 0) + 1
     return sorted(tally.items(), key=lambda item: -item[1])
-
-
-def claim_text(claim: dict[str, Any]) -> str | None:
-    """The study's own words for a claim, if it has any."""
-    for name in ("text", "sentence", "verdict"):
-        if isinstance(claim.get(name), str) and " " in claim[name]:
-            return str(claim[name])
-    return None

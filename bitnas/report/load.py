@@ -100,6 +100,7 @@ class Run:
     front: list[Network] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[Network, Network]]:
         """(searched, uniform) of equal cost, in the order of the study."""
@@ -143,6 +144,7 @@ def load_run(folder: str | Path) -> Run:
         front=[Network(entry) for entry in _objects(folder / "front.json", front)],
         networks=[Network(entry) for entry in _objects(folder / "study.json", study.get("networks", []))],
         claims=_objects(folder / "study.json", study.get("claims", [])),
+        protocol=study["protocol"] if isinstance(study.get("protocol"), dict) else {},
     )
 
 

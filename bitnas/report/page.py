@@ -82,9 +82,7 @@ def _trade_off(run: Run) -> str:
             f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, {numbers.percent(good.get('accuracy'))} in "
             f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile range of the latency."
         )
-    shown: list[Point] = [
-        p for p in (*run.candidates, *run.front) if p.get("accuracy") is not None and p.get("latency_us") is not None
-    ]
+    shown = [p for p in searching if p.get("accuracy") is not None and p.get("latency_us") is not None]
     if run.networks and shown:
         caption += " Dots were trained only briefly, on the validation split, so their height does not compare with the retrained networks'."
         low, _ = figures.accuracy_range([n for n in run.networks if n.get("accuracy")], shown)
@@ -111,12 +109,13 @@ def _equal_cost(run: Run) -> str:
     if run.networks:
         absent = "No searched network has a uniform one of equal cost beside it."
     figure = _figure(lambda w: figures.paired(run, w), caption, absent)
-    claims = [findings.claim_text(claim) for claim in run.claims]
-    sentences = [text for text in claims if text] or [c.sentence() for c in comparisons]
-    verdicts = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f"<h2>2. Searched against uniform widths at equal FLOPs</h2>{figure}" + (
-        f"<ul>{verdicts}</ul>" if verdicts else ""
+    sentences = [c.sentence() for c in comparisons] + findings.not_compared(run)
+    verdicts = f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
+    rows = [[(str(name), ""), (_plain(value), "text")] for name, value in run.protocol.items()]
+    protocol = (
+        f"<details><summary>How they were compared</summary>{_grid(['step', 'what'], rows)}</details>" if rows else ""
     )
+    return f"<h2>2. Searched against uniform widths at equal FLOPs</h2>{figure}{verdicts}{protocol}"
 
 
 def _layers(run: Run) -> str:
@@ -134,6 +133,7 @@ def _layers(run: Run) -> str:
             caption += f"packed is slower in {', '.join(slow)}." if slow else "packed is faster in every layer."
             if any(not binary for *_, binary in rows):
                 caption += " Layers marked as float stay in full precision."
+            caption += " What runs between two layers (batch norm, pooling, packing) counts for the first."
     figure = _figure(
         lambda w: figures.layers(network, w), caption, "No layer of this run was timed both packed and in float32."
     )

@@ -1,12 +1,12 @@
 """Search strategies, the journal and the workers. Nothing here imports torch or knows what a number means."""
 
-from .evolution import Evolution, penalised_accuracy
-from .journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
-from .loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
-from .nsga2 import NSGA2
-from .pareto import Objective, crowding_distance, dominates, hypervolume_2d, non_dominated
-from .space import Genome, WidthSpace, genome_key
-from .workers import Failure, WorkerPool, WorkersUnavailable
+from bitnas.search.evolution import Evolution, penalised_accuracy
+from bitnas.search.journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
+from bitnas.search.loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
+from bitnas.search.nsga2 import NSGA2
+from bitnas.search.pareto import Objective, crowding_distance, dominates, hypervolume_2d, non_dominated
+from bitnas.search.space import Genome, WidthSpace, genome_key
+from bitnas.search.workers import Failure, WorkerPool, WorkersUnavailable
 
 __all__ = [
     "NSGA2",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-from .space import Genome, WidthSpace
+from bitnas.search.space import Genome, WidthSpace
 
 
 def penalised_accuracy(accuracy: float, relative_flops: float, *, penalty: float = 4.0) -> float:
@@ -45,6 +45,14 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
     return fresh
 
 
+def check_initial(space: WidthSpace, initial: Sequence[Genome], population: int) -> list[Genome]:
+    """The given codes of a first generation; ValueError if there are too many, twice the same, or one not of the space."""
+    codes = [space.validate(genome) for genome in initial]
+    if len(codes) > population or len(set(codes)) != len(codes):
+        raise ValueError(f"initial: got {len(codes)} codes, wanted at most {population}, all distinct")
+    return codes
+
+
 class Evolution:
     """Genetic search for the code with the smallest value of one objective, by ask and tell.
 
@@ -55,6 +63,7 @@ class Evolution:
         tournament: survivors drawn for each parent; the best of them becomes one.
         mutation_rate: probability per ratio, default 1 / length.
         crossover_rate: probability that a child has two parents.
+        initial: codes of the first generation, at most `population`; the rest of it is random.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class Evolution:
         tournament: int = 2,
         mutation_rate: float | None = None,
         crossover_rate: float = 0.9,
+        initial: Sequence[Genome] = (),
     ) -> None:
         if population < 2:
             raise ValueError(f"population: got {population}, wanted at least 2")
@@ -78,13 +88,14 @@ class Evolution:
         self.tournament = tournament
         self.mutation_rate = mutation_rate
         self.crossover_rate = crossover_rate
+        self._initial = check_initial(space, initial, population)
         self._rng = Random(seed)
         self._seen: set[Genome] = set()
         self._survivors: list[tuple[float, Genome]] = []
 
     def ask(self) -> list[Genome]:
         """The next generation: up to `population` codes never asked before; empty when the space is exhausted."""
-        children = self._offspring() if self._survivors else []
+        children = self._offspring() if self._survivors else [g for g in self._initial if g not in self._seen]
         self._seen.update(children)
         children += unseen_random(self.space, self._seen, self.population - len(children), self._rng)
         self._seen.update(children)

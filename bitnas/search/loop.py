@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .journal import Journal, Record
-from .pareto import Objective, non_dominated
-from .space import Genome, genome_key
-from .workers import Failure, WorkerPool
+from bitnas.search.journal import Journal, Record
+from bitnas.search.pareto import Objective, non_dominated
+from bitnas.search.space import Genome, genome_key
+from bitnas.search.workers import Failure, WorkerPool
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -237,7 +237,7 @@ def _losses(candidate: Candidate, objectives: Sequence[Objective]) -> list[float
 
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
-    """Candidates no other one dominates, one per architecture, best first by the first objective; never a failed one."""
+    """Candidates no other one dominates, one per architecture, best first by the first objective; none that failed."""
     unique = list({candidate.key: candidate for candidate in reversed(candidates)}.values())
     losses = [_losses(candidate, objectives) for candidate in unique]
     members = non_dominated(losses, objectives=objectives)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from .evolution import unseen_random
-from .space import Genome, WidthSpace
+from bitnas.search.evolution import check_initial, unseen_random
+from bitnas.search.space import Genome, WidthSpace
 
 
 class NSGA2:
@@ -24,9 +24,18 @@ class NSGA2:
         objectives: number of values told for each code, at least 1.
         population: survivors of a generation, and new codes asked for in each; at least 2.
         seed: decides every random choice.
+        initial: codes of the first generation, at most `population`; the rest of it is random.
     """
 
-    def __init__(self, space: WidthSpace, *, objectives: int, population: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        space: WidthSpace,
+        *,
+        objectives: int,
+        population: int = 32,
+        seed: int = 0,
+        initial: Sequence[Genome] = (),
+    ) -> None:
         if population < 2:
             raise ValueError(f"population: got {population}, wanted at least 2")
         if objectives < 1:
@@ -37,17 +46,17 @@ class NSGA2:
         self._rng = Random(seed)
         self._seen: set[Genome] = set()
         self._asked: tuple[list[Genome], Any] | None = None
-        self._algorithm = self._make_algorithm(seed)
+        self._algorithm = self._make_algorithm(seed, check_initial(space, initial, population))
 
-    def _make_algorithm(self, seed: int) -> Any:
+    def _make_algorithm(self, seed: int, initial: list[Genome]) -> Any:
         import numpy as np
         from pymoo.algorithms.moo.nsga2 import NSGA2 as PymooNSGA2
         from pymoo.core.duplicate import DuplicateElimination
         from pymoo.core.problem import Problem
+        from pymoo.core.termination import NoTermination
         from pymoo.operators.crossover.ux import UX
         from pymoo.operators.mutation.pm import PM
         from pymoo.operators.repair.rounding import RoundingRepair
-        from pymoo.core.termination import NoTermination
 
         strategy = self
 
@@ -63,7 +72,7 @@ class NSGA2:
                         batch.add(code)
                 return is_duplicate
 
-        first = unseen_random(self.space, self._seen, self.population, self._rng)
+        first = initial + unseen_random(self.space, set(initial), self.population - len(initial), self._rng)
         problem = Problem(
             n_var=self.space.length, n_obj=self.objectives, xl=0, xu=len(self.space.choices) - 1, vtype=int
         )

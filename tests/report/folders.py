@@ -12,9 +12,22 @@ from bitnas.search import Journal, Record
 RATIOS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 BASE = (32, 32, 64, 64, 128, 128)
 CONFIG = {
-    "config": {"model": "vgg_small", "data": "digits", "seed": 7, "objectives": ["accuracy", "ops", "latency"]},
-    "command": ["bitnas", "search", "--model", "vgg_small", "--data", "digits", "--seed", "7", "--out", "runs/one two"],
-    "machine": {"cpu": "Imaginary CPU <5>", "cores": 2, "isa": "avx512", "isas": ["scalar", "avx2", "avx512"], "cuda": False},
+    "method": "width",
+    "search": {
+        "model": "vgg_small",
+        "data": "digits",
+        "objectives": ["accuracy", "ops", "latency"],
+        "latency_batch": 32,
+    },
+    "seed": 7,
+    "command": "bitnas search --model vgg_small --data digits --seed 7 --out 'runs/one two'",
+    "machine": {
+        "cpu": "Imaginary CPU <5>",
+        "cores": 2,
+        "isa": "avx512",
+        "isas": ["scalar", "avx2", "avx512"],
+        "cuda": False,
+    },
     "versions": {"bitnas": "0.1.0", "torch": "2.13.0"},
 }
 
@@ -113,6 +126,9 @@ def study_folder(folder: Path, gains: tuple[float, ...] = (0.021, 0.002, -0.003)
         pair, base = "ABC"[index], 0.955 + 0.012 * index
         networks.append(network("searched", pair, codes[index], base + gain))
         networks.append(network("uniform", pair, (multipliers[index],) * 6, base))
-        claims.append({"pair": pair, "difference": gain, "low": gain - 0.006, "high": gain + 0.006})
-    write_json(folder / "study.json", {"networks": networks, "claims": claims})
+        outcome = "better" if gain > 0.006 else "worse" if gain < -0.006 else "undecided"
+        names = {"pair": pair, "searched": f"searched {pair}", "uniform": f"uniform {pair}"}
+        claims.append({**names, "difference": gain, "low": gain - 0.006, "high": gain + 0.006, "outcome": outcome})
+    protocol = {"folds": 5, "epochs": 12, "interval": "95 %, t over the folds"}
+    write_json(folder / "study.json", {"networks": networks, "claims": claims, "protocol": protocol})
     return folder

@@ -80,13 +80,16 @@ def test_long_layer_names_keep_their_end():
 
 
 @pytest.mark.parametrize(
-    ("us", "text"), [(0.5, "0.500 µs"), (12.34, "12.3 µs"), (999.0, "999 µs"), (1234.5, "1.23 ms"), (3.2e6, "3.20 s"), (None, "–")]
+    ("us", "text"),
+    [(0.5, "0.500 µs"), (12.34, "12.3 µs"), (999.0, "999 µs"), (1234.5, "1.23 ms"), (3.2e6, "3.20 s"), (None, "–")],
 )
 def test_duration(us, text):
     assert numbers.duration(us) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(11313152, "11.3 M"), (950, "950"), (2.5e9, "2.50 G"), (0, "0"), (None, "–")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(11313152, "11.3 M"), (950, "950"), (2.5e9, "2.50 G"), (0, "0"), (None, "–")]
+)
 def test_count(value, text):
     assert numbers.count(value) == text
 
@@ -96,7 +99,9 @@ def test_points(value, text):
     assert numbers.points(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(512, "0.500 KiB"), (47.8 * 1024, "47.8 KiB"), (1.5 * 1024**2, "1.50 MiB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(512, "0.500 KiB"), (47.8 * 1024, "47.8 KiB"), (1.5 * 1024**2, "1.50 MiB")]
+)
 def test_size(value, text):
     assert numbers.size(value) == text
 

@@ -128,9 +128,10 @@ def test_failures_are_listed_with_reason_and_number(tmp_path):
 
 
 def test_the_command_to_reproduce_is_quoted_for_a_shell(tmp_path):
-    assert "bitnas search --model vgg_small --data digits --seed 7 --out 'runs/one two'" in page(
-        search_folder(tmp_path / "run")
-    ).text
+    assert (
+        "bitnas search --model vgg_small --data digits --seed 7 --out 'runs/one two'"
+        in page(search_folder(tmp_path / "run")).text
+    )
 
 
 def test_only_a_configuration(tmp_path):
@@ -155,15 +156,26 @@ def test_a_search_without_latency(tmp_path):
 
 def test_a_study_with_holes(tmp_path):
     folder = search_folder(tmp_path / "run")
-    hole = {name: None for name in network("searched", "A", (1.0,) * 6, 0.9)} | {"kind": "searched", "pair": "A"}
+    hole = dict.fromkeys(network("searched", "A", (1.0,) * 6, 0.9)) | {"kind": "searched", "pair": "A"}
     bare = {"label": "u", "kind": "uniform", "pair": "A", "accuracy": 0.9}
     write_json(folder / "study.json", {"networks": [hole, bare, {}], "claims": [{}]})
     assert "no verdict" in page(folder).text
 
 
+def test_a_pair_that_could_not_be_compared_is_listed(tmp_path):
+    folder = study_folder(tmp_path / "run")
+    study = json.loads((folder / "study.json").read_text())
+    del study["networks"][0]
+    study["claims"][0] |= {"outcome": "failed", "verdict": "not compared, a training failed: out of time"}
+    write_json(folder / "study.json", study)
+    assert "searched A and uniform A: not compared, a training failed: out of time." in page(folder).text
+
+
 def test_one_candidate_and_equal_values(tmp_path):
     folder = search_folder(tmp_path / "run", generations=1)
-    networks = [network(kind, "A", (1.0,) * 6, 1.0, accuracy_low=1.0, accuracy_high=1.0) for kind in ("searched", "uniform")]
+    networks = [
+        network(kind, "A", (1.0,) * 6, 1.0, accuracy_low=1.0, accuracy_high=1.0) for kind in ("searched", "uniform")
+    ]
     write_json(folder / "study.json", {"networks": networks, "claims": []})
     found = page(folder)
     assert "nan" not in "".join(value or "" for _, value in found.attributes)
@@ -174,14 +186,17 @@ def test_everything_from_files_is_escaped(tmp_path):
     evil = "<script>alert('x')</script>\"><img src=x>"
     folder = study_folder(tmp_path / "run")
     config = {**CONFIG, "machine": {evil: evil}, "command": evil, "versions": {evil: [evil]}, "seed": evil}
-    config["config"] = {**CONFIG["config"], "model": evil, "data": evil}
+    config["search"] = {"model": evil, "data": evil}
     write_json(folder / "config.json", config)
     networks = []
     for kind in ("searched", "uniform"):
         made = network(kind, evil, (1.0,) * 6, 0.9, label=evil)
         made["layers"][0]["name"] = evil
         networks.append(made)
-    write_json(folder / "study.json", {"networks": networks, "claims": [{"pair": evil, "text": evil}]})
+    write_json(
+        folder / "study.json",
+        {"networks": networks, "claims": [{"outcome": "failed", "verdict": evil}], "protocol": {evil: evil}},
+    )
     found = page(folder)
     assert not {"script", "img"} & set(found.tags)
     assert "alert('x')" in found.text

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...search.pareto import Objective
-from ...search.space import DEFAULT_CHOICES, Genome
+from bitnas.search.pareto import Objective
+from bitnas.search.space import DEFAULT_CHOICES, Genome
 
 # What a run may optimise: the name a user gives -> (metric, more is better)
 OBJECTIVES = {
@@ -44,6 +44,8 @@ class WidthSearchConfig:
         generations: how many; the first one is random.
         epochs: of training for a candidate.
         parent_epochs: of training for the widest network, whose weights the candidates inherit.
+        start_uniform: the first generation holds the uniform networks of the choices, narrowest first, up to half of it.
+            The paper does not say how its first generation is made.
         inherit: False trains every candidate from its own random weights; no parent is trained.
         seed: decides the split, the parent, the candidates and the strategy.
         objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
@@ -71,6 +73,7 @@ class WidthSearchConfig:
     generations: int = 50
     epochs: int = 10
     parent_epochs: int = 150
+    start_uniform: bool = False
     inherit: bool = True
     seed: int = 0
     objectives: tuple[str, ...] = ("fitness",)
@@ -96,8 +99,9 @@ class WidthSearchConfig:
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted a name")
         if self.rule is not None and not isinstance(self.rule, str):
             raise TypeError(f"rule: got {self.rule!r}, wanted a name or None")
-        if not isinstance(self.inherit, bool):
-            raise TypeError(f"inherit: got {self.inherit!r}, wanted True or False")
+        for name in ("inherit", "start_uniform"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
         for name, low in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -110,7 +114,9 @@ class WidthSearchConfig:
                 raise TypeError(f"{name}: got {value!r}, wanted a number")
             positive = name in ("base_width", "train_fraction", "val_fraction")
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
-                raise ValueError(f"{name}: got {value}, wanted a finite number {'above' if positive else 'of at least'} 0")
+                raise ValueError(
+                    f"{name}: got {value}, wanted a finite number {'above' if positive else 'of at least'} 0"
+                )
             object.__setattr__(self, name, float(value))
         if self.train_fraction + self.val_fraction >= 1:
             raise ValueError(
@@ -212,6 +218,7 @@ _TOLERANCES = ("accuracy_tolerance", "latency_tolerance")
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "base_width": 0.25,
+        "start_uniform": True,
         "fitness_lambda": 0.5,
         "epochs": 2,
         "parent_epochs": 6,

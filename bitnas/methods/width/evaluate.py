@@ -1,8 +1,8 @@
 """What one candidate is worth: accuracy after a short training, operations, and time on this machine.
 
-The training functions run in worker processes. They are given plain values and read data and parent from files, which each
-process keeps once; every random choice is seeded from the run's seed and the architecture, so neither the number of workers
-nor the order of the candidates changes a result.
+The training functions run in worker processes. They are given plain values and read data and parent from files, which
+each process keeps once; every random choice is seeded from the run's seed and the architecture, so neither the number
+of workers nor the order of the candidates changes a result.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...search.evolution import penalised_accuracy
-from ...search.space import Genome
-from .config import WidthSearchConfig
+from bitnas.methods.width.config import WidthSearchConfig
+from bitnas.search.evolution import penalised_accuracy
+from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
-    from ...data import Dataset, Splits
-    from ...models import ModelConfig
+    from bitnas.data import Dataset, Splits
+    from bitnas.models import ModelConfig
 
 PARENT_FORMAT = "bitnas-parent-1"
 
@@ -38,7 +38,7 @@ def start_worker() -> None:
 @functools.lru_cache(maxsize=1)
 def load_data(name: str, seed: int) -> Dataset:
     """The data set, read once per process."""
-    from ... import data
+    from bitnas import data
 
     return data.load(name, seed=seed)
 
@@ -51,7 +51,7 @@ def split_data(config: WidthSearchConfig) -> Splits:
 
 def network_config(config: WidthSearchConfig, ratios: Genome | float) -> ModelConfig:
     """The network that a width code stands for in this run."""
-    from ...models import make_config
+    from bitnas.models import make_config
 
     dataset = load_data(config.data, config.seed)
     return make_config(
@@ -78,18 +78,19 @@ def make_network(network: ModelConfig, seed: int) -> nn.Module:
     """The network with random weights that the seed decides; torch's global random state is left as it was."""
     import torch
 
-    from ...models import create_model_from_config
+    from bitnas.models import create_model_from_config
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_model_from_config(network)
 
 
-def costs(config: WidthSearchConfig, network: nn.Module) -> dict[str, float]:
-    """Operations and memory by the run's counting rule."""
-    from ...cost import count
+def costs(config: WidthSearchConfig, network: ModelConfig) -> dict[str, float]:
+    """Operations and memory by the run's counting rule; no weights are allocated."""
+    from bitnas.cost import count
 
-    counted = count(network, rule=config.counting_rule)
+    options = network.to_dict()
+    counted = count(options.pop("name"), rule=config.counting_rule, **options)
     return {
         "flops": float(counted.flops),
         "ops": float(counted.ops),
@@ -103,13 +104,13 @@ def costs(config: WidthSearchConfig, network: nn.Module) -> dict[str, float]:
 @functools.lru_cache(maxsize=1)
 def unit_flops(config: WidthSearchConfig) -> float:
     """FLOPs of the un-widened network (every ratio 1), the paper's unit of F."""
-    return costs(config, make_network(network_config(config, 1.0), 0))["flops"]
+    return costs(config, network_config(config, 1.0))["flops"]
 
 
 @functools.lru_cache(maxsize=1)
 def load_parent(path: str) -> Mapping[str, Tensor]:
     """The parent's tensors, read once per process."""
-    from ...files import load_tensors
+    from bitnas.files import load_tensors
 
     return load_tensors(path, expected_format=PARENT_FORMAT)[0]
 
@@ -125,7 +126,7 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
     Returns:
         accuracy (fraction, validation split), fitness (percent points), and the costs.
     """
-    from ... import train
+    from bitnas import train
 
     config = WidthSearchConfig.from_dict(settings)
     dataset, split = load_data(config.data, config.seed), split_data(config)
@@ -133,13 +134,13 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
     seed = derive_seed(config.seed, "candidate", network.key())
     model = make_network(network, seed)
     if config.inherit:
-        from .inherit import inherit
+        from bitnas.methods.width.inherit import inherit
 
         inherit(model, load_parent(str(Path(run_dir) / "parent.safetensors")))
     recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=config.epochs)
     train.fit(model, dataset.images[split.train], dataset.labels[split.train], recipe, seed=seed)
     accuracy = train.evaluate(model, dataset.images[split.val], dataset.labels[split.val])
-    found = costs(config, model)
+    found = costs(config, network)
     fitness = penalised_accuracy(accuracy, found["flops"] / unit_flops(config), penalty=config.fitness_lambda)
     return {"accuracy": accuracy, "fitness": fitness, **found}
 
@@ -149,8 +150,8 @@ def time_candidate(genome: Genome, settings: dict[str, Any]) -> dict[str, float]
 
     The kernels take the same time whatever the bits are, so the network has random weights.
     """
-    from ...cost import measure_latency
-    from ...packed import freeze
+    from bitnas.cost import measure_latency
+    from bitnas.packed import freeze
 
     config = WidthSearchConfig.from_dict(settings)
     network = network_config(config, genome)

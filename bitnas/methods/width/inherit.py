@@ -1,8 +1,8 @@
 """Weights of a narrow network from a wide one: the first channels of every tensor.
 
-Shen et al. 2019, section 3.2: a candidate starts from the leading channels of the trained widest network, on input and output
-dimensions alike. The head reads a flattened map whose channels come first, so its prefix is right as long as the map's
-size is the same in both; networks of one input size have that.
+Shen et al. 2019, section 3.2: a candidate starts from the leading channels of the trained widest network, on input
+and output dimensions alike. The head reads a flattened map whose channels come first, so its prefix is right as long
+as the map's size is the same in both; networks of one input size have that.
 """
 
 from __future__ import annotations

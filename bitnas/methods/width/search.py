@@ -1,7 +1,7 @@
 """A whole width search in one folder: parent, candidates, front; stopped and resumed at will.
 
-The folder is the only state. Starting, resuming after a kill and continuing with more generations are the same call: what is
-in the folder is used, what is missing is made, and the result is that of a run which was never stopped.
+The folder is the only state. Starting, resuming after a kill and continuing with more generations are the same call:
+what is in the folder is used, what is missing is made, and the result is that of a run which was never stopped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import CorruptFileError, write_json_atomic
-from ...search import NSGA2, Evolution, Journal, Stage, WidthSpace, WorkerPool, run_search, run_tasks
-from ...search.loop import Candidate, front_of
-from . import evaluate
-from .config import WidthSearchConfig
+from bitnas.files import CorruptFileError, write_json_atomic
+from bitnas.methods.width import evaluate
+from bitnas.methods.width.config import WidthSearchConfig
+from bitnas.search import NSGA2, Evolution, Journal, Stage, WidthSpace, WorkerPool, run_search, run_tasks
+from bitnas.search.loop import Candidate, front_of
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -130,10 +130,11 @@ def resume(
     config = read_config(folder)
     if generations is not None and generations < config.generations:
         raise ValueError(f"generations: got {generations}, wanted at least the {config.generations} of {folder}")
-    changes = {
-        name: value for name, value in (("generations", generations), ("workers", workers)) if value is not None
-    }
-    changed = dataclasses.replace(config, **changes)
+    changed = dataclasses.replace(
+        config,
+        generations=config.generations if generations is None else generations,
+        workers=config.workers if workers is None else workers,
+    )
     if changed != config:
         _write_config(folder, changed)
     return search(changed, folder, on_progress=on_progress)
@@ -214,7 +215,7 @@ def _versions() -> dict[str, str]:
     import numpy
     import torch
 
-    from ... import __version__
+    from bitnas import __version__
 
     return {
         "bitnas": __version__,
@@ -225,22 +226,27 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    from ...cost import machine
+    from bitnas.cost import machine
 
     return machine.facts()
 
 
 def _space(config: WidthSearchConfig) -> WidthSpace:
-    from ...models import num_ratios
+    from bitnas.models import num_ratios
 
     return WidthSpace(config.choices, num_ratios(config.model))
 
 
 def _strategy(config: WidthSearchConfig) -> Evolution | NSGA2:
     space = _space(config)
+    initial = (
+        [space.uniform(ratio) for ratio in config.choices[: config.population // 2]] if config.start_uniform else []
+    )
     if config.paper_mode:
-        return Evolution(space, population=config.population, seed=config.seed)
-    return NSGA2(space, objectives=len(config.objectives), population=config.population, seed=config.seed)
+        return Evolution(space, population=config.population, seed=config.seed, initial=initial)
+    return NSGA2(
+        space, objectives=len(config.objectives), population=config.population, seed=config.seed, initial=initial
+    )
 
 
 def _latency_stage(config: WidthSearchConfig) -> Stage:
@@ -256,8 +262,8 @@ def _stages(folder: Path, config: WidthSearchConfig) -> list[Stage]:
 
 def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> None:
     """Train the uniform network of the widest ratio on the train split, unless the folder has it."""
-    from ... import train
-    from ...files import load_tensors, save_tensors
+    from bitnas import train
+    from bitnas.files import load_tensors, save_tensors
 
     path = folder / PARENT
     if path.exists():
@@ -345,7 +351,7 @@ def _with_latency(
 
 
 def _front_rows(front: list[Candidate], config: WidthSearchConfig) -> list[dict[str, Any]]:
-    from ...models import widths
+    from bitnas.models import widths
 
     if config.paper_mode:
         front = sorted(front, key=lambda candidate: (-candidate.metrics["fitness"], candidate.genome))

@@ -1,0 +1,145 @@
+"""Time of a frozen network and of its float twin, as a whole and layer by layer, taken in turns.
+
+The twin is the float network one would run instead: the same widths, with an ordinary convolution after a ReLU where
+the network has a binary one. (The trained module itself would binarize its weights again in every call, and look slow
+for it.)
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bitnas.cost.timing import time_interleaved
+from bitnas.nn import BinaryConv2d, BinaryLinear
+from bitnas.packed.network import FUNCTIONS
+
+if TYPE_CHECKING:
+    from bitnas.packed import PackedNetwork
+
+Call = Callable[[], object]
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with every binary layer replaced by ReLU and the float layer of the same shape."""
+    twin = copy.deepcopy(model).eval()
+    for name, layer in list(twin.named_modules()):
+        plain: nn.Module
+        if isinstance(layer, BinaryConv2d):
+            plain = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                bias=layer.bias is not None,
+            )
+        elif isinstance(layer, BinaryLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        else:
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(twin.get_submodule(parent), attribute, nn.Sequential(nn.ReLU(), plain).eval())
+    return twin
+
+
+def time_pair(
+    model: nn.Module, frozen: PackedNetwork, x: Tensor, layers: Sequence[str], *, seconds: float = 1.0
+) -> dict[str, float]:
+    """Time the frozen network, its float twin, and each layer of both, interleaved.
+
+    Args:
+        model: the trained module.
+        frozen: the same, frozen.
+        x: float32 `[N, C, H, W]`.
+        layers: names of the layers to time, in order of execution. What runs between two of them (batch norm, pooling,
+            packing) counts for the first.
+        seconds: for the whole networks; the layers take as long again.
+
+    Returns:
+        latency_us, latency_iqr_us, latency_noisy (0 or 1), latency_runs, float_latency_us, float_latency_iqr_us, and
+        for each layer `layer.<name>.packed_us` and `layer.<name>.float_us`: medians, in us per batch.
+    """
+    twin = float_twin(model)
+    with torch.inference_mode():
+        whole = time_interleaved({"packed": lambda: frozen(x), "float": lambda: twin(x)}, seconds=seconds)
+        groups: dict[str, Call] = {}
+        for name, calls in _packed_calls(frozen, x, layers).items():
+            groups[f"layer.{name}.packed_us"] = _in_sequence(calls)
+        for name, calls in _float_calls(twin, x, layers).items():
+            groups[f"layer.{name}.float_us"] = _in_sequence(calls)
+        parts = time_interleaved(groups, warmup=0.01, seconds=seconds) if groups else {}
+    return {
+        "latency_us": whole["packed"].median_us,
+        "latency_iqr_us": whole["packed"].iqr_us,
+        "latency_noisy": float(whole["packed"].noisy),
+        "latency_runs": float(whole["packed"].runs),
+        "float_latency_us": whole["float"].median_us,
+        "float_latency_iqr_us": whole["float"].iqr_us,
+        **{name: timing.median_us for name, timing in parts.items()},
+    }
+
+
+def _packed_calls(frozen: PackedNetwork, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
+    """For each layer, its step and those up to the next layer, as calls on the values they get in a forward pass."""
+    names = {name.replace(".", "_"): name for name in layers}
+    values = frozen.values(x)
+    modules = dict(frozen.named_children())
+    groups: dict[str, list[Call]] = {}
+    current = None
+    for step in frozen.steps:
+        current = names.get(step.name, current)
+        if current is not None:
+            inputs = [values[name] for name in step.inputs]
+            if step.name in modules:
+                call = functools.partial(modules[step.name], *inputs)
+            else:
+                call = functools.partial(FUNCTIONS[step.kind], *inputs, **step.arguments)
+            groups.setdefault(current, []).append(call)
+    return groups
+
+
+def _float_calls(twin: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
+    """The same for the modules of the float twin."""
+    groups: dict[str, list[Call]] = {}
+    current: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if name in layers:
+                current[:] = [name]
+            if current:
+                groups.setdefault(current[0], []).append(lambda: module(*inputs))
+
+        return hook
+
+    # A binary layer's stand-in is a Sequential; it is timed whole, and its parts not again.
+    stand_ins = [name for name in layers if isinstance(twin.get_submodule(name), nn.Sequential)]
+    leaves = [
+        (name, module)
+        for name, module in twin.named_modules()
+        if name in stand_ins
+        or (not any(module.children()) and not any(name.startswith(whole + ".") for whole in stand_ins))
+    ]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in leaves]
+    try:
+        twin(x)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return groups
+
+
+def _in_sequence(calls: Sequence[Call]) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run

@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests: every instruction set of this CPU, one and two threads, both put back afterwards."""
+
+import pytest
+import torch
+
+from bitnas import ops
+
+
+@pytest.fixture(params=ops.cpu_isas())
+def isa(request):
+    before = ops.cpu_isa()
+    ops.select_cpu_isa(request.param)
+    yield request.param
+    ops.select_cpu_isa(before)
+
+
+@pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A skipped test is a promise not checked: say so."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not torch.cuda.is_available():
+        terminalreporter.write_line("No GPU here: the CUDA kernels were compiled where nvcc is, but not run.")
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} test(s) skipped; `pytest -rs` says why.")
