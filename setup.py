@@ -21,7 +21,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         torch_dir = find_torch()
         if torch_dir is None:
-            raise SystemExit("bitnas: found no torch >= 2.11 to compile against; install torch, or set BITNAS_TORCH_DIR")
+            raise SystemExit(
+                "bitnas: found no torch >= 2.11 to compile against; install torch, or set BITNAS_TORCH_DIR"
+            )
         build = ROOT / "build" / "cmake"
         target = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), f"-DBITNAS_TORCH_DIR={torch_dir}"]

@@ -138,7 +138,11 @@ def conv2d(
     _check_floats("x", x, 4)
     _check_floats("weight", weight, 4)
     _check_device(x, weight)
-    (sh, sw), (ph, pw), (dh, dw) = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    (sh, sw), (ph, pw), (dh, dw) = (
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+    )
     channels, out_channels, kernel = x.shape[1], weight.shape[0], weight.shape[2:]
     if not isinstance(groups, int) or groups < 1 or channels % groups or out_channels % groups or out_channels == 0:
         raise ValueError(f"groups={groups!r} must divide the {channels} input and {out_channels} output channels")
@@ -184,6 +188,4 @@ def linear(x: Tensor, weight: Tensor, *, activations: Activations = "sign") -> T
         raise ValueError(f"weight has {weight.shape[1]} input features, x has {x.shape[1]}; they must be equal")
     if weight.shape[0] == 0:
         raise ValueError(f"weight has zero output features (shape {tuple(weight.shape)})")
-    return _linear_int32(
-        pack(x, activations=activations), pack_weight(weight), None, x.shape[1], activations == "unit"
-    )
+    return _linear_int32(pack(x, activations=activations), pack_weight(weight), None, x.shape[1], activations == "unit")

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: every instruction set of this CPU, one and two threads, both put back afterwards."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -14,12 +16,25 @@ def isa(request):
     ops.select_cpu_isa(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """References run on one thread: they are small, and two threads on a busy machine wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    """A context in which torch runs on that many threads: wrap the kernels under test in it."""
+
+    @contextmanager
+    def context():
+        torch.set_num_threads(request.param)
+        try:
+            yield request.param
+        finally:
+            torch.set_num_threads(1)
+
+    return context
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 # Small enough for three minutes on two cores, large enough for a front: the preset of the digits decides the rest.
-_SETTINGS = {"population": 10, "generations": 4, "objectives": ("accuracy", "ops", "latency")}
+_SEARCH: dict[str, Any] = {"population": 10, "generations": 4, "objectives": ("accuracy", "ops", "latency")}
+_STUDY: dict[str, Any] = {"picks": 3, "folds": 5, "epochs": 8}
 
 
 def demo(
@@ -30,13 +31,13 @@ def demo(
     from .output import console, interruptible, networks_table, print_json
     from .progress import ProgressView
 
-    config = width.preset("digits", seed=seed, **_SETTINGS)
+    config = width.preset("digits", seed=seed, **_SEARCH)
     again = f"bitnas demo --out {shlex.quote(str(out))} --seed {seed}"
     start = time.perf_counter()
     with PeakMemory() as memory, interruptible(f"nothing measured is lost. To go on: {again}"):
         with ProgressView() as view:
             width.search(config, out, on_progress=view)
-            width.study(out, on_progress=view)
+            width.study(out, on_progress=view, **_STUDY)
         path = build(out)
     seconds = time.perf_counter() - start
     run = load_run(out)

@@ -46,7 +46,9 @@ class Layer:
             if value < least:
                 raise ValueError(f"layer {self.name!r}: {f.name} must be at least {least}, got {value}")
         if self.cin % self.groups or self.cout % self.groups:
-            raise ValueError(f"layer {self.name!r}: groups={self.groups} must divide cin={self.cin} and cout={self.cout}")
+            raise ValueError(
+                f"layer {self.name!r}: groups={self.groups} must divide cin={self.cin} and cout={self.cout}"
+            )
         extent = self.dilation * (self.kernel - 1) + 1
         if extent > min(self.h, self.w) + 2 * self.padding:
             raise ValueError(f"layer {self.name!r}: a kernel of {extent} pixels is larger than the padded image")
@@ -90,7 +92,9 @@ def read_shapes(path_or_name: str | Path) -> list[Layer]:
     layers = []
     for line, row in enumerate(rows, start=2):
         try:
-            layers.append(Layer(row["name"], **{k: int(v) for k, v in row.items() if k != "name" and v not in (None, "")}))
+            layers.append(
+                Layer(row["name"], **{k: int(v) for k, v in row.items() if k != "name" and v not in (None, "")})
+            )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path_or_name}, line {line}: {error}") from error
     if not layers:

@@ -24,7 +24,9 @@ class ChannelAffine:
     bias: Tensor
 
 
-def fold_affine(scale: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm | None, name: str) -> ChannelAffine:
+def fold_affine(
+    scale: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm | None, name: str
+) -> ChannelAffine:
     """scale * x + bias followed by an evaluated batch norm, as one affine map.
 
     Args:
@@ -79,18 +81,15 @@ def integer_threshold(affine: ChannelAffine, activations: str, largest: int) -> 
     """
     channels = affine.scale.numel()
     falling = affine.scale.numpy() < 0
-    threshold = _first_true(
-        lambda dots: _ones(dots, affine, activations) != falling, -largest, largest, channels
-    )
+    threshold = _first_true(lambda dots: _ones(dots, affine, activations) != falling, -largest, largest, channels)
     return torch.from_numpy(threshold).int(), torch.from_numpy(falling)
 
 
 def float_threshold(affine: ChannelAffine, activations: str) -> tuple[Tensor, Tensor]:
-    """The same for float32 inputs: bit = direction * x >= threshold.
+    """The same for finite float32 inputs, and infinite ones where the scale is not zero: direction * x >= threshold.
 
     Returns:
-        float32 ``[C]`` threshold and direction (+1 or -1). The threshold of a channel that never gives a one is NaN,
-        with which no comparison holds.
+        float32 ``[C]`` threshold and direction (+1 or -1). The threshold of a channel that never gives a one is inf.
     """
     channels = affine.scale.numel()
     direction = np.where(affine.scale.numpy() < 0, np.float32(-1), np.float32(1))
@@ -98,8 +97,8 @@ def float_threshold(affine: ChannelAffine, activations: str) -> tuple[Tensor, Te
     first = _first_true(
         lambda keys: _ones(direction * _from_ordered(keys), affine, activations), -int(top), int(top), channels
     )
-    threshold = np.where(first > top, np.float32(np.nan), _from_ordered(np.minimum(first, top)))
-    return torch.from_numpy(threshold.astype(np.float32)), torch.from_numpy(direction)
+    threshold = _from_ordered(np.minimum(first, top))
+    return torch.from_numpy(threshold), torch.from_numpy(direction)
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:

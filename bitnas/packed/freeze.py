@@ -7,6 +7,7 @@ tensor, and a value that only binary layers read never exists in float.
 """
 
 import copy
+import json
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -19,23 +20,34 @@ from bitnas import ops
 from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed import fold
 from bitnas.packed.layers import Affine, Pack, PackedConv2d, PackedLayer, PackedLinear, PackedMaxPool2d
-from bitnas.packed.network import INPUT, PackedNetwork, Step, float_layer_arguments, float_layer_kind
+from bitnas.packed.network import (
+    INPUT,
+    RESERVED,
+    PackedNetwork,
+    Step,
+    float_layer_arguments,
+    float_layer_kind,
+    source_name,
+)
 
 Binary = BinaryConv2d | BinaryLinear
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_FLOAT_DOTS = (nn.Conv2d, nn.Linear)
 
 # torch.fx call targets and the functions of a frozen network; names of methods stand for themselves.
 _FUNCTIONS: dict[Any, str] = {
     operator.add: "add", operator.iadd: "add", torch.add: "add", "add": "add", "add_": "add",
-    operator.sub: "sub", torch.sub: "sub",
-    operator.mul: "mul", torch.mul: "mul", "mul": "mul",
+    operator.sub: "sub", operator.isub: "sub", torch.sub: "sub",
+    operator.mul: "mul", operator.imul: "mul", torch.mul: "mul", "mul": "mul",
     F.relu: "relu", torch.relu: "relu", "relu": "relu",
     torch.flatten: "flatten", "flatten": "flatten",
     torch.cat: "cat", torch.concat: "cat",
     torch.mean: "mean", "mean": "mean",
     F.max_pool2d: "max_pool2d", F.avg_pool2d: "avg_pool2d", F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
 }  # fmt: skip
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, "add_")
 
 # Names of arguments given by position, after the tensors.
 _POSITIONAL = {
@@ -68,21 +80,57 @@ def freeze(model: nn.Module) -> PackedNetwork:
         raise ValueError("model is frozen already")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     source = copy.deepcopy(model).eval().cpu()
-    for name, tensor in source.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} holds values that are not finite; the network cannot be frozen")
+    _check(source)
     try:
         graph = _Tracer().trace(source)
     except Exception as error:  # fx raises whatever the traced code raises
         raise ValueError(
-            f"{type(model).__name__}.forward cannot be traced by torch.fx ({error}); it must not branch on tensor values"
+            f"{type(model).__name__}.forward cannot be traced by torch.fx ({error}); it must not branch on tensor "
+            "values or shapes"
         ) from error
     with torch.no_grad():
-        network = _Lowering(source, graph).network(getattr(model, "config", None))
+        network = _Lowering(source, graph).network(_description(model))
     return cast(PackedNetwork, network.to(device))
 
 
+def _check(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite; the network cannot be frozen")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}; a network is frozen from float32 (call model.float() first)")
+    for name, module in model.named_modules():
+        for layer in (BinaryConv2d, BinaryLinear):
+            if isinstance(module, layer) and type(module).forward is not layer.forward:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, a {layer.__name__} with a forward of its own, which a "
+                    "frozen network cannot hold"
+                )
+
+
+def _description(model: nn.Module) -> dict[str, Any] | None:
+    """What the model says of itself: ``model.config.to_dict()``, as bitnas.models have it; None for other modules."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    return to_dict() if callable(to_dict) else None
+
+
+class _Proxy(fx.Proxy):
+    """torch.fx records ``x += y`` as ``x + y``. Told apart, one that another reader of x would see can be refused."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, BinaryConv2d | BinaryLinear) or super().is_leaf_module(m, module_qualified_name)
 
@@ -93,7 +141,9 @@ class _Lowering:
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self.model = model
         self.graph = fx.GraphModule(model, graph).graph
+        self.sources = self._name_calls()  # before dead code goes: a hook sees dead calls too
         self.graph.eliminate_dead_code()
+        self._check_in_place()
         self.steps: list[Step] = []
         self.layers: dict[str, nn.Module] = {}
         self.made: dict[tuple[fx.Node, str], str] = {}
@@ -105,10 +155,48 @@ class _Lowering:
         output = next(node for node in self.graph.nodes if node.op == "output").args[0]
         if not isinstance(output, fx.Node):
             raise ValueError("a frozen network returns one tensor")
+        # In the order of the forward pass: all of these are asked for in the end, and no chain of askers grows long.
+        for node in self.graph.nodes:
+            if isinstance(self.module(node), BinaryConv2d | BinaryLinear):
+                self.packed_input(node)
+            elif node.op not in ("placeholder", "output") and not self.may_fold(node):
+                self.floats(node)
         last = self.floats(output)
         if not self.steps or last != self.steps[-1].name:
             raise ValueError("the model's output is its input: there is nothing to freeze")
-        return PackedNetwork(self.steps, self.layers, None if config is None else config.to_dict())
+        return PackedNetwork(self.steps, self.layers, config)
+
+    def may_fold(self, node: fx.Node) -> bool:
+        """Whether the value may never exist in float: a batch norm, a pool, a convolution that its norm folds into."""
+        module = self.module(node)
+        if isinstance(module, _FLOAT_DOTS):
+            return any(isinstance(self.module(reader), _NORMS) for reader in self.readers(node))
+        return isinstance(module, (*_NORMS, *_PASS_THROUGH, nn.MaxPool2d))
+
+    def _name_calls(self) -> dict[fx.Node, str]:
+        calls: dict[str, int] = {}
+        names = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                target = str(node.target)
+                calls[target] = calls.get(target, 0) + 1
+                names[node] = source_name(target, calls[target])
+        return names
+
+    def _check_in_place(self) -> None:
+        """An operation in place is the plain one, unless somebody reads its operand afterwards."""
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for node in self.graph.nodes:
+            module = self.module(node)
+            if node.target in _IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False):
+                operand = self.source(node) if module is not None else self.skip(node.args[0])
+                if any(order[reader] > order[node] for reader in self.readers(operand)):
+                    raise ValueError(
+                        f"{node.name} changes a value in place that is read again later; give that reader a copy, or "
+                        "use the operation that is not in place"
+                    )
+            if isinstance(module, nn.ReLU | nn.Hardtanh):
+                module.inplace = False
 
     # ---- reading the graph ----------------------------------------------------
 
@@ -116,7 +204,9 @@ class _Lowering:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def source(self, node: fx.Node) -> fx.Node:
-        """A node's first input, past layers that do nothing when evaluated."""
+        """The input of a layer, past layers that do nothing when evaluated."""
+        if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+            raise ValueError(f"{node.target} must be called with one tensor, by position, to be frozen")
         return self.skip(cast(fx.Node, node.args[0]))
 
     def skip(self, node: fx.Node) -> fx.Node:
@@ -145,7 +235,7 @@ class _Lowering:
         return True
 
     def dot_behind(self, node: fx.Node) -> tuple[fx.Node, fx.Node | None, nn.Module | None] | None:
-        """The binary layer, max-pool and batch norm whose result this value is, if it is that and nothing else reads between."""
+        """The binary layer, max-pool and batch norm that make this value, if nothing else reads what lies between."""
         norm = self.module(node)
         pool_node: fx.Node | None = None
         if isinstance(norm, _NORMS):
@@ -165,14 +255,16 @@ class _Lowering:
 
     # ---- making values ----------------------------------------------------------
 
-    def emit(self, node: fx.Node, suffix: str, kind: str, inputs: list[str], layer: nn.Module | None, **arguments: Any) -> str:
-        base = (str(node.target) if node.op == "call_module" else node.name).replace(".", "_") + suffix
-        name, taken = base, {step.name for step in self.steps} | {INPUT}
-        while name in taken:
+    def emit(
+        self, node: fx.Node, suffix: str, kind: str, inputs: list[str], layer: nn.Module | None, **arguments: Any
+    ) -> str:
+        name = (str(node.target) if node.op == "call_module" else node.name).replace(".", "_") + suffix
+        while name in RESERVED or any(step.name == name for step in self.steps):
             name += "_"
         if isinstance(layer, PackedLayer):
             arguments = layer.spec
-        self.steps.append(Step(name, kind, tuple(inputs), arguments))
+        source = self.sources[node] if isinstance(self.module(node), BinaryConv2d | BinaryLinear) else None
+        self.steps.append(Step(name, kind, tuple(inputs), arguments, source))
         if layer is not None:
             self.layers[name] = layer
         return name
@@ -196,14 +288,14 @@ class _Lowering:
                 pool = cast(nn.MaxPool2d, module)
                 channels = self.channels(self.source(node))
                 if channels is not None:
-                    layer = _packed_pool(pool, channels, None)
-                    return self.emit(node, "", "max_pool2d", [self.bits(self.source(node), activations)], layer)
+                    pooled = _packed_pool(pool, channels, None)
+                    return self.emit(node, "", "max_pool2d", [self.bits(self.source(node), activations)], pooled)
             if isinstance(module, _NORMS):
                 affine = fold.fold_affine(torch.ones(module.num_features), None, module, str(node.target))
-                layer = Pack(activations=activations, channels=module.num_features)
+                layer = Pack(activations=cast(Any, activations), channels=module.num_features)
                 layer.threshold, layer.direction = fold.float_threshold(affine, activations)
                 return self.emit(node, "_pack", "pack", [self.floats(self.source(node))], layer)
-        return self.emit(node, "_pack", "pack", [self.floats(node)], Pack(activations=activations))
+        return self.emit(node, "_pack", "pack", [self.floats(node)], Pack(activations=cast(Any, activations)))
 
     def threshold(self, dot: fx.Node, pool: fx.Node | None, norm: nn.Module | None, activations: str) -> str:
         """A binary layer straight to the bits of the next one; under a max-pool the flip waits until after it."""
@@ -223,7 +315,7 @@ class _Lowering:
 
     def packed_input(self, dot: fx.Node) -> str:
         layer = cast(Binary, self.module(dot))
-        return self.bits(cast(fx.Node, dot.args[0]), layer.input_binarizer.encoding)
+        return self.bits(self.source(dot), layer.input_binarizer.encoding)
 
     def floats(self, node: fx.Node) -> str:
         """The value as floats."""
@@ -241,9 +333,9 @@ class _Lowering:
         if isinstance(module, _NORMS):
             conv_node = self.source(node)
             conv = self.module(conv_node)
-            if type(conv) in (nn.Conv2d, nn.Linear) and self.read_once(conv_node):
+            if type(conv) in _FLOAT_DOTS and self.read_once(conv_node):
                 fused = _fuse(cast(Any, conv), module, str(node.target))
-                return self.float_layer(node, fused, self.source(conv_node))
+                return self.float_layer(conv_node, fused, self.source(conv_node))
         return self.float_layer(node, module, self.source(node))
 
     def float_layer(self, node: fx.Node, module: nn.Module, source: fx.Node) -> str:
@@ -278,11 +370,13 @@ class _Lowering:
         return self.emit(pool, "_affine", "affine", [name], after)
 
     def function(self, node: fx.Node) -> str:
+        if node.op == "get_attr":
+            raise ValueError(f"forward reads {node.target} itself, which a frozen network cannot hold; only layers may")
         kind = _FUNCTIONS.get(node.target)
         if kind is None:
             raise ValueError(
-                f"{node.name} calls {getattr(node.target, '__name__', node.target)}, which a frozen network cannot hold; "
-                f"it may call {', '.join(sorted(set(_FUNCTIONS.values())))}"
+                f"{node.name} calls {getattr(node.target, '__name__', node.target)}, which a frozen network cannot "
+                f"hold; it may call {', '.join(sorted(set(_FUNCTIONS.values())))}"
             )
         flat: list[Any] = []
         for argument in node.args:
@@ -293,9 +387,13 @@ class _Lowering:
         if len(rest) > len(names):
             raise ValueError(f"{node.name}: {kind} with constant arguments {rest} cannot be frozen")
         arguments = dict(zip(names, rest, strict=False)) | dict(node.kwargs)
-        if any(isinstance(value, fx.Node) for value in arguments.values()):
-            raise ValueError(f"{node.name}: {kind} takes its tensors by position in a frozen network")
         arguments.pop("inplace", None)
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{node.name}: {kind} cannot be frozen with {arguments}; it takes tensors by position, and numbers"
+            ) from error
         return self.emit(node, "", kind, [self.floats(tensor) for tensor in tensors], None, **arguments)
 
     def channels(self, node: fx.Node) -> int | None:

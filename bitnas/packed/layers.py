@@ -19,6 +19,11 @@ def _words(channels: int) -> int:
     return (channels + 63) // 64
 
 
+def _check_activations(activations: str) -> None:
+    if activations not in ops.THRESHOLDS:
+        raise ValueError(f"activations must be 'sign' or 'unit', got {activations!r}")
+
+
 class PackedLayer(nn.Module):
     """A layer with a JSON description: ``type(layer)(**layer.spec)`` is an empty layer of the same shape."""
 
@@ -34,8 +39,12 @@ class Pack(PackedLayer):
     Per channel: bit = direction * x >= threshold, which is a batch norm folded into the binarizer behind it.
     """
 
+    threshold: Tensor
+    direction: Tensor
+
     def __init__(self, *, activations: ops.Activations, channels: int | None = None) -> None:
         super().__init__()
+        _check_activations(activations)
         self.spec = {"activations": activations, "channels": channels}
         self._threshold = ops.THRESHOLDS[activations]
         if channels is not None:
@@ -43,7 +52,7 @@ class Pack(PackedLayer):
             self.register_buffer("direction", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+        if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()
         if self.spec["channels"] is None:
             return _ops.pack.default(x, self._threshold)
@@ -51,15 +60,20 @@ class Pack(PackedLayer):
 
 
 class _PackedDot(PackedLayer):
-    """What the convolution and the linear layer share: packed weights, their prepared form, and the epilogue's terms."""
+    """What the convolution and the linear layer share: packed weights, their prepared form, the epilogue's terms."""
 
     weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    threshold: Tensor
+    flip: Tensor
     prepared: Tensor | None
 
     def __init__(self, weight_shape: tuple[int, ...], epilogue: Epilogue, activations: ops.Activations) -> None:
         super().__init__()
         if epilogue not in ("int32", "float", "bits"):
             raise ValueError(f"epilogue must be 'int32', 'float' or 'bits', got {epilogue!r}")
+        _check_activations(activations)
         out = weight_shape[0]
         self.register_buffer("weight", torch.zeros(weight_shape, dtype=torch.int64))
         if epilogue == "float":
@@ -196,6 +210,9 @@ class PackedMaxPool2d(PackedLayer):
 
 class Affine(PackedLayer):
     """scale * x + bias per channel, float32, two roundings: a batch norm on pooled integers."""
+
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()

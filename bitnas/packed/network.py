@@ -27,13 +27,14 @@ PACKED_LAYERS: dict[str, type[PackedLayer]] = {
 # Float layers that stay as they are: class and the arguments that rebuild it.
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+_AVG_POOL = (*_POOL, "count_include_pad", "divisor_override")
 FLOAT_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "float_conv2d": (nn.Conv2d, _CONV),
     "float_linear": (nn.Linear, ("in_features", "out_features")),
     "float_batch_norm2d": (nn.BatchNorm2d, ("num_features", "eps")),
     "float_batch_norm1d": (nn.BatchNorm1d, ("num_features", "eps")),
     "float_max_pool2d": (nn.MaxPool2d, (*_POOL, "dilation")),
-    "float_avg_pool2d": (nn.AvgPool2d, (*_POOL, "count_include_pad")),
+    "float_avg_pool2d": (nn.AvgPool2d, _AVG_POOL),
     "float_adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
     "float_relu": (nn.ReLU, ()),
     "float_prelu": (nn.PReLU, ("num_parameters",)),
@@ -48,21 +49,34 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "flatten": torch.flatten,
     "cat": lambda *tensors, dim=0: torch.cat(tensors, dim),
-    "mean": lambda x, dim, keepdim=False: x.mean(dim, keepdim),
+    "mean": lambda x, dim=None, keepdim=False: x.mean(dim, keepdim),
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
 }
 
 
+# Tensors that a step reads, where it is not one; None: any number.
+_INPUTS: dict[str, int | None] = {"add": 2, "mul": 2, "sub": 2, "cat": None}
+
+
 @dataclass(frozen=True)
 class Step:
-    """One line: ``name = kind(*inputs, **arguments)``. ``inputs`` name earlier values; arguments are JSON."""
+    """One line: ``name = kind(*inputs, **arguments)``. ``inputs`` name earlier values; arguments are JSON.
+
+    ``source`` says which call of the trained model a binary layer stands for (see :func:`source_name`).
+    """
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+
+def source_name(module: str, call: int) -> str:
+    """A call of a module in one forward pass: its path, with ``#2`` for the second time it is called."""
+    return module if call == 1 else f"{module}#{call}"
 
 
 def float_layer_kind(module: nn.Module) -> str | None:
@@ -96,7 +110,7 @@ def build_layer(step: Step) -> nn.Module | None:
             return PACKED_LAYERS[step.kind](**arguments)
         if step.kind in FLOAT_LAYERS:
             return FLOAT_LAYERS[step.kind][0](**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"step {step.name!r}: {step.kind} cannot be built from {step.arguments}: {error}") from error
     if step.kind not in FUNCTIONS:
         raise ValueError(f"step {step.name!r} has unknown kind {step.kind!r}")
@@ -112,17 +126,24 @@ class PackedNetwork(nn.Module):
         config: the description of the model it was frozen from (``model.config.to_dict()``), or None.
 
     Raises:
-        ValueError: no steps, a name twice, a value used before it is made.
+        ValueError: no steps, a name twice, a value used before it is made, the wrong number of inputs.
     """
 
-    def __init__(self, steps: Iterable[Step], layers: dict[str, nn.Module], config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, steps: Iterable[Step], layers: dict[str, nn.Module], config: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.steps = tuple(steps)
         self.config = config
         known = {INPUT}
         for step in self.steps:
-            if step.name in known or not step.name.replace("_", "").isalnum():
+            if step.name in known or step.name in RESERVED or not step.name.replace("_", "").isalnum():
                 raise ValueError(f"step name {step.name!r} is taken or not a plain word")
+            wanted = _INPUTS.get(step.kind, 1)
+            if not step.inputs or (wanted is not None and len(step.inputs) != wanted):
+                raise ValueError(
+                    f"step {step.name!r}: {step.kind} reads {wanted or 'some'} value(s), got {step.inputs}"
+                )
             for name in step.inputs:
                 if name not in known:
                     raise ValueError(f"step {step.name!r} reads {name!r}, which no earlier step makes")
@@ -147,7 +168,7 @@ class PackedNetwork(nn.Module):
         """The empty network that :meth:`describe` describes. Raises ValueError for anything malformed."""
         try:
             steps = [
-                Step(str(s["name"]), str(s["kind"]), tuple(map(str, s["inputs"])), dict(s["arguments"]))
+                Step(str(s["name"]), str(s["kind"]), tuple(map(str, s["inputs"])), dict(s["arguments"]), s["source"])
                 for s in description["steps"]
             ]
             config = description["config"]
@@ -186,3 +207,7 @@ class PackedNetwork(nn.Module):
         if mode:
             raise ValueError("a frozen network cannot be trained; train the model it was frozen from")
         return super().train(False)
+
+
+# Names that a step cannot have, because a layer of that name would hide an attribute of the network.
+RESERVED = frozenset({INPUT, "steps", "config", "_plan", *dir(PackedNetwork), *dir(nn.Module())})

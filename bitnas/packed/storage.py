@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import torch
+
 from bitnas import __version__
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
 from bitnas.packed.network import PackedNetwork
@@ -37,8 +39,13 @@ def load(path: str | os.PathLike[str]) -> PackedNetwork:
     if metadata.get("conventions") != _CONVENTIONS:
         raise CorruptFileError(path, f"was made under other bit conventions: {metadata.get('conventions')}")
     try:
-        network = PackedNetwork.from_description(metadata)
-        network.load_state_dict(tensors)
+        # Sizes are compared before any memory is taken: a description may ask for more than there is.
+        with torch.device("meta"):
+            network = PackedNetwork.from_description(metadata)
+        for name, empty in network.state_dict().items():
+            if name in tensors and tensors[name].dtype != empty.dtype:
+                raise ValueError(f"{name} is {tensors[name].dtype}, expected {empty.dtype}")
+        network.load_state_dict(tensors, assign=True)
     except (ValueError, RuntimeError) as error:
         raise CorruptFileError(path, f"does not describe a network this version can build: {error}") from error
     return network

@@ -5,6 +5,8 @@ compared end to end: torch's batch norm rounds a value on the boundary its own w
 what becomes of it downstream, rather than hidden.
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +17,17 @@ from torch import Tensor, nn
 from bitnas import ops
 from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed.layers import PackedConv2d, PackedLinear
-from bitnas.packed.network import PackedNetwork
+from bitnas.packed.network import PackedNetwork, source_name
+
+Binary = BinaryConv2d | BinaryLinear
 
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One binary layer: integer dots against float64 torch, and its input bits against the trained network's."""
+    """One call of a binary layer: integer dots against float64 torch, its input bits against the trained network's.
+
+    ``name`` is the layer's path, with ``#2`` for the second time a forward pass calls it.
+    """
 
     name: str
     dots: int
@@ -81,17 +88,16 @@ def verify(model: nn.Module, frozen: PackedNetwork, x: Tensor) -> Verification:
         x: float32 ``[N, C, H, W]``, N at least 1, finite.
 
     Raises:
-        ValueError: an empty or non-finite batch, non-finite logits, or a binary layer of the model that the frozen
-        network does not hold.
+        ValueError: an empty or non-finite batch, outputs that are not finite or not ``[N, classes, ...]``, or a binary
+        layer of the model that the frozen network does not hold.
     """
     if x.numel() == 0 or not x.isfinite().all():
         raise ValueError(f"x must be a batch of at least one finite image, got shape {tuple(x.shape)}")
-    inputs: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda _, args, __, name=name: inputs.__setitem__(name, args[0]))
-        for name, layer in model.named_modules()
-        if isinstance(layer, BinaryConv2d | BinaryLinear)
-    ]
+    calls: list[tuple[str, Binary, Tensor]] = []
+    hooks = []
+    for path, module in model.named_modules():
+        if isinstance(module, BinaryConv2d | BinaryLinear):
+            hooks.append(module.register_forward_pre_hook(_recorder(path, calls)))
     was_training = model.training
     try:
         with torch.no_grad():
@@ -104,32 +110,42 @@ def verify(model: nn.Module, frozen: PackedNetwork, x: Tensor) -> Verification:
     frozen_logits = values[frozen.steps[-1].name]
     if not (logits.isfinite().all() and frozen_logits.isfinite().all()):
         raise ValueError("the network gives logits that are not finite on this batch")
+    if logits.dim() < 2:
+        raise ValueError(f"the network must give [N, classes, ...], got shape {tuple(logits.shape)}")
+    predictions_equal = logits.argmax(1) == frozen_logits.argmax(1)
     return Verification(
-        tuple(_check(name, model.get_submodule(name), frozen, inputs[name], values) for name in inputs),
+        tuple(_check(name, layer, frozen, bits, values) for name, layer, bits in calls),
         (logits - frozen_logits).abs().max().item(),
-        len(x),
-        int((logits.argmax(1) == frozen_logits.argmax(1)).sum()),
+        predictions_equal.numel(),
+        int(predictions_equal.sum()),
     )
 
 
-def _check(name: str, layer: nn.Module, frozen: PackedNetwork, trained_input: Tensor, values: dict[str, Tensor]) -> LayerCheck:
-    step = next((step for step in frozen.steps if step.name == name.replace(".", "_")), None)
+def _recorder(path: str, calls: list[tuple[str, Binary, Tensor]]) -> Callable[..., None]:
+    """A hook that keeps the packed input of each call: the floats themselves may be overwritten in place later."""
+    count = itertools.count(1)
+
+    def record(layer: Any, args: tuple[Tensor, ...]) -> None:
+        bits = ops.pack(args[0], activations=layer.input_binarizer.encoding)
+        calls.append((source_name(path, next(count)), layer, bits))
+
+    return record
+
+
+def _check(name: str, layer: Binary, frozen: PackedNetwork, trained: Tensor, values: dict[str, Tensor]) -> LayerCheck:
+    step = next((step for step in frozen.steps if step.source == name), None)
     packed_layer = frozen._modules.get(step.name) if step is not None else None
     if step is None or not isinstance(packed_layer, PackedConv2d | PackedLinear):
         raise ValueError(f"the frozen network has no binary layer {name}: it was frozen from another model")
-    assert isinstance(layer, BinaryConv2d | BinaryLinear)
     packed = values[step.inputs[0]]
     activations = layer.input_binarizer.encoding
     channels = layer.in_channels if isinstance(layer, BinaryConv2d) else layer.in_features
+    bits = ops.unpack(packed, channels, activations=activations)
+    weight = layer.binary_weight().double()
+    if isinstance(layer, BinaryConv2d):
+        expected = F.conv2d(bits.double(), weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    else:
+        expected = F.linear(bits.double(), weight)
     dots = packed_layer.dots(packed)
-    bits = ops.unpack(packed, channels, activations=activations).double()
-    with torch.no_grad():
-        weight = layer.binary_weight().double()
-        if isinstance(layer, BinaryConv2d):
-            expected = F.conv2d(bits, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        else:
-            expected = F.linear(bits, weight)
-    trained_bits = ops.pack(trained_input, activations=activations)
-    differing = ops.unpack(packed ^ trained_bits, channels, activations="unit").sum().item()
-    total = trained_input.numel()
-    return LayerCheck(name, dots.numel(), int((dots == expected).sum()), total, total - int(differing))
+    differing = ops.unpack(packed ^ trained, channels, activations="unit").sum(dtype=torch.float64).item()
+    return LayerCheck(name, dots.numel(), int((dots == expected).sum()), bits.numel(), bits.numel() - int(differing))

@@ -341,9 +341,8 @@ def operations(points: Sequence[Point], misleading: Misleading | None, width: in
     return canvas.svg("Operations against measured latency", _css(width))
 
 
-def history(run: Run, width: int) -> str | None:
-    """Each evaluation by generation, the best so far as a line, failures as crosses below the axis."""
-    metric = "fitness" if any(c.get("fitness") is not None for c in run.candidates) else "accuracy"
+def history(run: Run, metric: str, width: int) -> str | None:
+    """`metric` (accuracy or fitness) of each evaluation by generation, the best so far as a line, failures as crosses on the axis."""
     seen = [(c.generation, c.get(metric)) for c in run.candidates if c.generation is not None]
     points = [(generation, value) for generation, value in seen if value is not None]
     if not points:

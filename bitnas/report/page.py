@@ -82,6 +82,15 @@ def _trade_off(run: Run) -> str:
             f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, {numbers.percent(good.get('accuracy'))} in "
             f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile range of the latency."
         )
+    elif run.front:
+        timed_front = sorted((n for n in run.front if n.get("latency_us")), key=lambda n: n.get("latency_us") or 0.0)
+        if timed_front:
+            first, last = timed_front[0], timed_front[-1]
+            caption += (
+                f" The front of the search runs from {numbers.percent(first.get('accuracy'))} in "
+                f"{numbers.duration(first.get('latency_us'))} to {numbers.percent(last.get('accuracy'))} in "
+                f"{numbers.duration(last.get('latency_us'))}."
+            )
     shown = [p for p in searching if p.get("accuracy") is not None and p.get("latency_us") is not None]
     if run.networks and shown:
         caption += " Dots were trained only briefly, on the validation split, so their height does not compare with the retrained networks'."
@@ -178,12 +187,13 @@ def _operations(run: Run) -> str:
 
 
 def _history(run: Run) -> str:
+    metric = "fitness" if setting(run, "objectives") == ["fitness"] else "accuracy"
     generations = {c.generation for c in run.candidates if c.generation is not None}
     caption = (
         f"{numbers.plural(len(run.candidates), 'network')} measured in {numbers.plural(len(generations), 'generation')}, "
         f"{numbers.plural(len(run.failures), 'failure')}; each network was measured once."
     )
-    figure = _figure(lambda w: figures.history(run, w), caption, "The journal holds no evaluation yet.")
+    figure = _figure(lambda w: figures.history(run, metric, w), caption, "The journal holds no evaluation yet.")
     failures = findings.reasons(run)
     rows = [[(reason, "text"), (str(times), "")] for reason, times in failures]
     table = _grid(["reason of failure", "times"], rows) if rows else ""
@@ -222,8 +232,25 @@ def _table(run: Run) -> str:
         )
         kinds.append(network.kind if run.networks else "")
     head = ["network", "accuracy", "BOPs", "FLOPs", "latency", "float32 latency", "packed size", "verified"]
-    meaning = "Verified means: every integer the packed network computes was equal to the trained network's. Latency is the median of one batch."
+    head, rows = _without_empty_columns(head, rows)
+    batch, threads = setting(run, "latency_batch"), setting(run, "latency_threads")
+    meaning = "Latency is the median time of one batch"
+    meaning += f" of {numbers.plural(batch, 'image')}" if isinstance(batch, int) else ""
+    meaning += f" on {numbers.plural(threads, 'thread')}." if isinstance(threads, int) else "."
+    if run.networks:
+        meaning += (
+            " Verified means that every integer the packed network computes on the test images was equal to the trained "
+            "network's."
+        )
     return f'<h2>7. All results</h2>{note}{_grid(head, rows, kinds)}<p class="note">{meaning}</p>'
+
+
+def _without_empty_columns(
+    head: Sequence[str], rows: Sequence[Sequence[tuple[str, ...]]]
+) -> tuple[list[str], list[list[tuple[str, ...]]]]:
+    """Drop what was measured on none of the networks."""
+    kept = [i for i in range(len(head)) if any(row[i][0] not in (numbers.MISSING, "not checked") for row in rows)]
+    return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _code(network: Network) -> str:

@@ -46,7 +46,7 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
 
 
 def check_initial(space: WidthSpace, initial: Sequence[Genome], population: int) -> list[Genome]:
-    """The given codes of a first generation; ValueError if there are too many, twice the same, or one not of the space."""
+    """The codes given for a first generation; ValueError if they are too many, not distinct, or not of the space."""
     codes = [space.validate(genome) for genome in initial]
     if len(codes) > population or len(set(codes)) != len(codes):
         raise ValueError(f"initial: got {len(codes)} codes, wanted at most {population}, all distinct")

@@ -14,7 +14,7 @@
 namespace bitnas {
 
 struct Conv2dShape {
-  int64_t images, height, width;          // input
+  int64_t images, height, width;  // input
   int64_t channels, out_channels, groups;
   int64_t kernel_h, kernel_w;
   int64_t stride_h, stride_w;

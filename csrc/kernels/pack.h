@@ -15,13 +15,13 @@ enum class FloatType : int32_t { kFloat32, kBFloat16, kFloat16 };
 struct PackArgs {
   const void* x;
   FloatType type;
-  Word* out;               // [pixels][words_for(channels)]
+  Word* out;  // [pixels][words_for(channels)]
   int64_t channels;
-  int64_t plane;           // pixels of one image
-  bool channels_last;      // x is [pixels][channels], else [images][channels][plane]
-  float threshold;         // used when thresholds is null, with direction +1
-  const float* thresholds; // [channels] or null
-  const float* directions; // [channels] of +1 or -1, with thresholds
+  int64_t plane;            // pixels of one image
+  bool channels_last;       // x is [pixels][channels], else [images][channels][plane]
+  float threshold;          // used when thresholds is null, with direction +1
+  const float* thresholds;  // [channels] or null
+  const float* directions;  // [channels] of +1 or -1, with thresholds
 };
 
 // Packs pixels [begin, end), counted over all images.

@@ -24,16 +24,16 @@ constexpr int kPanelChannels = 64;
 // The unit of work of a kernel: neighbouring output positions by one panel.
 struct Strip {
   // Activations, in the kernel's expanded form.
-  const uint8_t* input;   // first pixel, tap at offset 0
-  int64_t pixel_pitch;    // bytes from one output position's input to the next one's
-  const int64_t* taps;    // [tap_count] byte offsets of the taps
+  const uint8_t* input;  // first pixel, tap at offset 0
+  int64_t pixel_pitch;   // bytes from one output position's input to the next one's
+  const int64_t* taps;   // [tap_count] byte offsets of the taps
   int64_t tap_count;
-  int64_t tap_channels;   // bits of one tap
+  int64_t tap_channels;  // bits of one tap
   int64_t pixels;
 
   // Weights of this panel, as make_panel laid them out.
   const uint8_t* panel;
-  int channels;           // 1 .. kPanelChannels
+  int channels;  // 1 .. kPanelChannels
 
   // offsets[position_class[p] * offsets_pitch + n]: what x is subtracted from, or,
   // for kBits, the largest x that still gives a one.
@@ -44,13 +44,13 @@ struct Strip {
 
   // Output. Pitches count elements (int32, float) or words.
   EpilogueKind kind;
-  void* out;              // first pixel, first channel of this panel
+  void* out;  // first pixel, first channel of this panel
   int64_t out_pitch;
-  const float* scale;     // of this panel
+  const float* scale;  // of this panel
   const float* bias;
-  Word flip;              // of this panel, bit per channel
-  int bit_offset;         // where in *out this panel's first bit goes (kBits)
-  bool merge;             // OR into words that other panels share, else store
+  Word flip;       // of this panel, bit per channel
+  int bit_offset;  // where in *out this panel's first bit goes (kBits)
+  bool merge;      // OR into words that other panels share, else store
 };
 
 // One instruction set's way to compute strips.

@@ -82,8 +82,7 @@ inline FloatType check_float(const char* op, const Tensor& x) {
 inline PackArgs check_pack(const char* op, const Tensor& x) {
   PackArgs args{};
   args.type = check_float(op, x);
-  STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 2, op, ": x must be [N, C, H, W] or [M, K], got ", x.dim(),
-                  " dimensions");
+  STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 2, op, ": x must be [N, C, H, W] or [M, K], got ", x.dim(), " dimensions");
   args.channels = x.size(1);
   STD_TORCH_CHECK(args.channels > 0, op, ": x has zero channels; it must have at least one");
   args.x = x.const_data_ptr();
@@ -121,8 +120,8 @@ inline int64_t out_size(int64_t size, int64_t padding, int64_t dilation, int64_t
 
 inline void check_weight(const char* op, const Tensor& weight, int64_t in_channels, int64_t groups) {
   STD_TORCH_CHECK(in_channels > 0, op, ": in_channels must be at least 1, got ", in_channels);
-  STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, op, ": groups must be positive and divide the ",
-                  in_channels, " input channels, got ", groups);
+  STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, op, ": groups must be positive and divide the ", in_channels,
+                  " input channels, got ", groups);
   STD_TORCH_CHECK(weight.size(0) > 0 && weight.size(0) % groups == 0, op, ": groups (", groups,
                   ") must divide the output channels, got ", weight.size(0));
   const int64_t words = weight.size(weight.dim() - 1);

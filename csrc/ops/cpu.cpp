@@ -55,11 +55,12 @@ Tensor pack_channels(const Tensor& x, const Tensor& threshold, const Tensor& dir
 Tensor unpack(const Tensor& packed, int64_t channels, bool unit) {
   check_packed("unpack", "packed", packed, packed.dim() == 2 ? 2 : 4);
   const int64_t rank = packed.dim(), words = packed.size(rank - 1);
-  STD_TORCH_CHECK(channels > 0 && words == words_for(channels), "unpack: channels (", channels,
-                  ") must fill the ", words, " words per pixel");
+  STD_TORCH_CHECK(channels > 0 && words == words_for(channels), "unpack: channels (", channels, ") must fill the ",
+                  words, " words per pixel");
   const int32_t dtype = aoti_torch_dtype_float32();
-  Tensor out = rank == 2 ? empty_contiguous<2>({packed.size(0), channels}, dtype, packed)
-                         : empty_contiguous<4>({packed.size(0), packed.size(1), packed.size(2), channels}, dtype, packed);
+  Tensor out = rank == 2
+                   ? empty_contiguous<2>({packed.size(0), channels}, dtype, packed)
+                   : empty_contiguous<4>({packed.size(0), packed.size(1), packed.size(2), channels}, dtype, packed);
   const Word* in = data<Word>(packed);
   auto* values = static_cast<float*>(out.mutable_data_ptr());
   const float zero = unit ? 0.0f : -1.0f;
@@ -146,11 +147,11 @@ Tensor run_bits(const char* op, const Conv2dShape& s, bool rows, const Tensor& x
   return out;
 }
 
-#define CONV2D_PARAMS                                                                                       \
-  int64_t in_channels, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,            \
-      int64_t dilation_h, int64_t dilation_w, int64_t groups, bool unit
-#define CONV2D_SHAPE(op)                                                                                    \
-  check_conv2d(op, x, weight,                                                                               \
+#define CONV2D_PARAMS                                                                                                \
+  int64_t in_channels, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, \
+      int64_t dilation_w, int64_t groups, bool unit
+#define CONV2D_SHAPE(op)      \
+  check_conv2d(op, x, weight, \
                {in_channels, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, unit})
 
 Tensor conv2d_int32(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& prepared, CONV2D_PARAMS) {
@@ -169,8 +170,7 @@ Tensor conv2d_bits(const Tensor& x, const Tensor& weight, const std::optional<Te
 
 Tensor linear_int32(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& prepared, int64_t in_features,
                     bool unit) {
-  return run_int32(check_linear("linear_int32", x, weight, in_features, unit), true, x, weight,
-                   prepared);
+  return run_int32(check_linear("linear_int32", x, weight, in_features, unit), true, x, weight, prepared);
 }
 
 Tensor linear_float(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& prepared, const Tensor& scale,
@@ -193,7 +193,8 @@ Tensor max_pool2d_bits(const Tensor& x, const std::optional<Tensor>& flip, int64
     check_vector(op, "flip", *flip, ScalarType::Long, "int64", args.words, x);
     args.flip = data<Word>(*flip);
   }
-  Tensor out = empty_contiguous<4>({x.size(0), args.out_height, args.out_width, args.words}, aoti_torch_dtype_int64(), x);
+  Tensor out =
+      empty_contiguous<4>({x.size(0), args.out_height, args.out_width, args.words}, aoti_torch_dtype_int64(), x);
   args.out = static_cast<Word*>(out.mutable_data_ptr());
   const int64_t row_words = args.out_width * args.words * kernel_h * kernel_w + 1;
   split(x.size(0) * args.out_height, kPackGrain / row_words + 1,

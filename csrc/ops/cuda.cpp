@@ -42,9 +42,14 @@ Tensor linear_int32(const Tensor& x, const Tensor& weight, const std::optional<T
   const Conv2dShape s = check_linear("linear_int32", x, weight, in_features, unit);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_contiguous<2>({x.size(0), s.out_channels}, aoti_torch_dtype_int32(), x);
-  const cuda::GemmArgs args{static_cast<const Word*>(x.const_data_ptr()), static_cast<const Word*>(weight.const_data_ptr()),
-                            static_cast<int32_t*>(out.mutable_data_ptr()), x.size(0), s.out_channels, x.size(1),
-                            in_features, s.encoding};
+  const cuda::GemmArgs args{static_cast<const Word*>(x.const_data_ptr()),
+                            static_cast<const Word*>(weight.const_data_ptr()),
+                            static_cast<int32_t*>(out.mutable_data_ptr()),
+                            x.size(0),
+                            s.out_channels,
+                            x.size(1),
+                            in_features,
+                            s.encoding};
   STD_CUDA_CHECK(cuda::gemm(args, current_stream(x)));
   return out;
 }

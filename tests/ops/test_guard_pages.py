@@ -18,6 +18,7 @@ sys.path.insert(0, {here!r})
 from shapes import random_case
 from bitnas import ops, reference
 
+torch.set_num_threads(1)  # a worker's scratch would hide a neighbour's fault
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -70,7 +71,9 @@ print("clean")
 
 def run(isa, count, plant=False):
     code = HARNESS.format(here=str(Path(__file__).parent), count=count, plant=plant)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "BITNAS_ISA": isa})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "BITNAS_ISA": isa}
+    )
 
 
 @pytest.mark.parametrize("isa", ops.cpu_isas())

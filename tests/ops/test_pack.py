@@ -25,13 +25,20 @@ def floats(shape, dtype, seed):
 def test_pack_equals_reference(isa, threads, dtype, activations):
     rng = random.Random(0)
     for seed in range(60):
-        shape = (rng.randint(0, 3), rng.choice((1, 3, 31, 32, 63, 64, 65, 100, 128, 130)), rng.randint(1, 9), rng.randint(1, 9))
+        shape = (
+            rng.randint(0, 3),
+            rng.choice((1, 3, 31, 32, 63, 64, 65, 100, 128, 130)),
+            rng.randint(1, 9),
+            rng.randint(1, 9),
+        )
         x = floats(shape, dtype, seed)
         expected = reference.pack(x, ops.THRESHOLDS[activations])
-        assert torch.equal(ops.pack(x, activations=activations), expected)
         last = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(ops.pack(last, activations=activations), expected)
-        assert torch.equal(ops.pack(x.transpose(2, 3), activations=activations), expected.transpose(1, 2))
+        with threads():
+            packed = [ops.pack(t, activations=activations) for t in (x, last, x.transpose(2, 3))]
+        assert torch.equal(packed[0], expected)
+        assert torch.equal(packed[1], expected)
+        assert torch.equal(packed[2], expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -46,7 +53,9 @@ def test_thresholds_and_directions_per_channel(isa, dtype):
         for layout in (x, x.contiguous(memory_format=torch.channels_last)):
             assert torch.equal(torch.ops.bitnas.pack_channels(layout, threshold, direction), expected)
         rows = floats((3, channels), dtype, channels)
-        assert torch.equal(torch.ops.bitnas.pack_channels(rows, threshold, direction), reference.pack(rows, threshold, direction))
+        assert torch.equal(
+            torch.ops.bitnas.pack_channels(rows, threshold, direction), reference.pack(rows, threshold, direction)
+        )
 
 
 def test_conventions(isa):
@@ -70,10 +79,12 @@ def test_unpack_inverts_pack(isa, activations):
         assert torch.equal(values.double(), reference.binarize(x, activations))
         rows = torch.randn(5, channels)
         packed = ops.pack(rows, activations=activations)
-        assert torch.equal(ops.unpack(packed, channels, activations=activations), reference.unpack(packed, channels, activations))
+        assert torch.equal(
+            ops.unpack(packed, channels, activations=activations), reference.unpack(packed, channels, activations)
+        )
 
 
-def test_max_pool_of_bits_is_the_pool_of_values(isa, threads):
+def test_max_pool_of_bits_is_the_pool_of_values():
     rng = random.Random(3)
     for _ in range(200):
         channels, kernel = rng.choice((1, 63, 64, 65, 130)), (rng.randint(1, 3), rng.randint(1, 3))
@@ -86,3 +97,11 @@ def test_max_pool_of_bits_is_the_pool_of_values(isa, threads):
         assert torch.equal(out, ops.pack(pooled))
         out = torch.ops.bitnas.max_pool2d_bits(ops.pack(x), words, *kernel, *stride, *padding)
         assert torch.equal(out, ops.pack(pooled) ^ words)
+
+
+def test_large_tensors_pack_on_two_threads(isa, threads):
+    x = torch.randn(4, 96, 40, 40)
+    with threads():
+        packed, pooled = ops.pack(x), torch.ops.bitnas.max_pool2d_bits(ops.pack(x), None, 2, 2, 2, 2, 0, 0)
+    assert torch.equal(packed, reference.pack(x))
+    assert torch.equal(pooled, reference.pack(torch.nn.functional.max_pool2d(x, 2)))

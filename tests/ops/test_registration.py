@@ -33,7 +33,10 @@ SAMPLES = {
     "linear_int32": (OPS.linear_int32, (ROWS, MATRIX, None, 130, False)),
     "linear_float": (OPS.linear_float, (ROWS, MATRIX, None, torch.randn(17), torch.randn(17), 130, False)),
     "linear_bits": (OPS.linear_bits, (ROWS, MATRIX, None, torch.zeros(17, dtype=torch.int32), FLIP, 130, True)),
-    "linear_bits-empty": (OPS.linear_bits, (ROWS[:0], MATRIX, None, torch.zeros(17, dtype=torch.int32), None, 130, True)),
+    "linear_bits-empty": (
+        OPS.linear_bits,
+        (ROWS[:0], MATRIX, None, torch.zeros(17, dtype=torch.int32), None, 130, True),
+    ),
     "max_pool2d_bits": (OPS.max_pool2d_bits, (X, None, 2, 2, 2, 2, 0, 0)),
     "max_pool2d_bits-flip": (OPS.max_pool2d_bits, (X, torch.ones(2, dtype=torch.int64), 3, 3, 2, 2, 1, 1)),
 }
@@ -54,7 +57,22 @@ class Layer(torch.nn.Module):
         self.register_buffer("head", ops.pack_weight(torch.randn(10, 96)))
 
     def forward(self, x):
-        bits = OPS.conv2d_bits(OPS.pack(x, 0.0), self.weight, None, torch.zeros(96, dtype=torch.int32), None, 70, 1, 1, 1, 1, 1, 1, 1, False)
+        bits = OPS.conv2d_bits(
+            OPS.pack(x, 0.0),
+            self.weight,
+            None,
+            torch.zeros(96, dtype=torch.int32),
+            None,
+            70,
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            False,
+        )
         bits = OPS.max_pool2d_bits(bits, None, 2, 2, 2, 2, 0, 0)
         dots = OPS.linear_int32(OPS.pack(OPS.unpack(bits, 96, False).mean((1, 2)), 0.0), self.head, None, 96, False)
         return dots.float() * 0.5

@@ -44,8 +44,8 @@ class WidthSearchConfig:
         generations: how many; the first one is random.
         epochs: of training for a candidate.
         parent_epochs: of training for the widest network, whose weights the candidates inherit.
-        start_uniform: the first generation holds the uniform networks of the choices, narrowest first, up to half of it.
-            The paper does not say how its first generation is made.
+        start_uniform: up to half of the first generation are the uniform networks of the choices, narrowest first. The
+            paper does not say how its first generation is made.
         inherit: False trains every candidate from its own random weights; no parent is trained.
         seed: decides the split, the parent, the candidates and the strategy.
         objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
@@ -89,7 +89,7 @@ class WidthSearchConfig:
     latency_threads: int = 1
     accuracy_tolerance: float = 0.005
     latency_tolerance: float = 0.02
-    parent_threads: int = 2
+    parent_threads: int = 1
     workers: int = 2
     timeout: float | None = None
 
@@ -221,7 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "start_uniform": True,
         "fitness_lambda": 0.5,
         "epochs": 2,
-        "parent_epochs": 6,
+        "parent_epochs": 5,
         "recipe": "digits",
         "parent_recipe": "digits-parent",
         "latency_batch": 32,

@@ -52,10 +52,12 @@ def search(
     Args:
         config: what to search, where, and how.
         out: the run folder, made if missing. One that holds a run must hold one of the same settings.
-        on_progress: called with events, each a dict with "event": "search_start" (folder, population, generations,
-            objectives), "parent_start" (epochs), "parent_epoch" (epoch, epochs, loss, accuracy, seconds),
-            "parent_end" (accuracy), those of `bitnas.search.run_search`, whose "generation_end" comes after the front so
-            far, and "search_end" (evaluated, failed, front).
+        on_progress: called with events, each a dict with "event":
+            "search_start" (folder, population, generations, objectives);
+            "parent_start" (epochs), "parent_epoch" (epoch, epochs, loss, accuracy, seconds), "parent_end" (accuracy);
+            "generation_start", "evaluated", "generation_end", as `bitnas.search.run_search` describes them;
+            "front_timed" (genome, status, reason, replayed, done, total), where latency is no objective;
+            "search_end" (evaluated, failed, front).
 
     Returns:
         The front, best first by the first objective (by fitness in the paper's search).

@@ -49,7 +49,7 @@ def study(
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Retrain the best networks of a finished search beside uniform ones of the same cost, and write `study.json`.
+    """Retrain the best networks of a search beside uniform ones of the same cost, and write `study.json`.
 
     Like the search it goes on where it was stopped: every training and every timing is journalled once.
 
@@ -60,9 +60,11 @@ def study(
         epochs: of each training; None for those of the search's recipe.
         flops_tolerance: how far a partner's FLOPs may be from the searched network's, as a fraction.
         workers: processes; None for as many as the search had.
-        on_progress: called with events, each a dict with "event": "study_start" (networks, folds, epochs, trainings),
-            "study_training" (label, kind, pair, fold or None for the final training, status, reason, accuracy, replayed,
-            done, total), "study_network" (one row of the result) and "study_end" (claims).
+        on_progress: called with events, each a dict with "event":
+            "study_start" (networks, folds, epochs, trainings);
+            "study_training" (label, kind, pair, fold or None for the final training, status, reason, accuracy,
+            replayed, done, total);
+            "study_network" (one row of the result) and "study_end" (claims).
 
     Returns:
         What it writes: `{"networks": [...], "claims": [...], "protocol": {...}}`. Accuracies are means over the folds, with
@@ -90,9 +92,7 @@ def study(
     with open_journal(folder, config) as journal, open_pool(execution) as pool:
         contenders = choose(front, config, picks=picks, tolerance=flops_tolerance)
         if not contenders:
-            raise ValueError(
-                f"{folder}: no network of the front has a uniform partner within {flops_tolerance:.0%} of FLOPs"
-            )
+            raise ValueError(f"{folder}: no network of the front has a uniform partner within {flops_tolerance:.0%}")
         trained = _train(folder, config, contenders, folds, epochs, journal, pool, notify)
         pool.stop()  # the machine to itself, for the timings
         networks = [
@@ -430,7 +430,7 @@ def _protocol(config: WidthSearchConfig, folds: int, epochs: int) -> dict[str, A
         "epochs": epochs,
         "recipe": config.recipe,
         "weights": "from scratch in every fold, searched and uniform alike; none are inherited",
-        "interval": "95 %, t over the folds with the correction of Nadeau and Bengio (2003) for overlapping training sets",
+        "interval": "95 %, t over the folds, corrected for overlapping training sets (Nadeau and Bengio 2003)",
         "unseen": "accuracy in the same cross-validation on the images of the test split, which the search never saw",
     }
 

@@ -128,9 +128,9 @@ void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
   const int64_t panels = weights_.panels_per_group();
   const int64_t panel_chunk = task % panel_chunks_;
   const int64_t row_chunk = task / panel_chunks_ % row_chunks_;
-  run_window({task / (panel_chunks_ * row_chunks_),
-              row_chunk * s.out_height / row_chunks_, (row_chunk + 1) * s.out_height / row_chunks_,
-              panel_chunk * panels / panel_chunks_, (panel_chunk + 1) * panels / panel_chunks_},
+  run_window({task / (panel_chunks_ * row_chunks_), row_chunk * s.out_height / row_chunks_,
+              (row_chunk + 1) * s.out_height / row_chunks_, panel_chunk * panels / panel_chunks_,
+              (panel_chunk + 1) * panels / panel_chunks_},
              scratch);
 }
 
@@ -233,8 +233,7 @@ void Conv2dPlan::strips(const uint8_t* input, int64_t pixel_pitch, const int64_t
   strip.tap_channels = s.group_channels();
   strip.pixels = pixels;
   strip.panel = weights_.panel(group, panel);
-  strip.channels = static_cast<int>(
-      std::min<int64_t>(kPanelChannels, s.group_out_channels() - panel * kPanelChannels));
+  strip.channels = static_cast<int>(std::min<int64_t>(kPanelChannels, s.group_out_channels() - panel * kPanelChannels));
   strip.offsets = offsets + first;
   strip.offsets_pitch = s.out_channels;
   strip.position_class = position_class;

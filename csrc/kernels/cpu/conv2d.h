@@ -37,7 +37,7 @@ class Conv2dPlan {
   std::vector<int32_t> row_class_;     // per output row
   std::vector<int32_t> column_class_;  // per output column
   int64_t column_classes_ = 1;
-  std::vector<int32_t> offsets_;       // [row class][column class][out channel]
+  std::vector<int32_t> offsets_;  // [row class][column class][out channel]
 };
 
 }  // namespace bitnas::cpu

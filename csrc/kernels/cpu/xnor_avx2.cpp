@@ -22,8 +22,9 @@ constexpr int vectors_for(int channels) { return (channels + kLanes - 1) / kLane
 
 // kTables[a][w] = popcount(a ^ w). An expanded activation byte is a * 16: the table's own offset.
 alignas(64) constexpr uint8_t kTables[256] = {
-#define ROW(a) POP(a ^ 0), POP(a ^ 1), POP(a ^ 2), POP(a ^ 3), POP(a ^ 4), POP(a ^ 5), POP(a ^ 6), POP(a ^ 7), \
-      POP(a ^ 8), POP(a ^ 9), POP(a ^ 10), POP(a ^ 11), POP(a ^ 12), POP(a ^ 13), POP(a ^ 14), POP(a ^ 15)
+#define ROW(a)                                                                                                \
+  POP(a ^ 0), POP(a ^ 1), POP(a ^ 2), POP(a ^ 3), POP(a ^ 4), POP(a ^ 5), POP(a ^ 6), POP(a ^ 7), POP(a ^ 8), \
+      POP(a ^ 9), POP(a ^ 10), POP(a ^ 11), POP(a ^ 12), POP(a ^ 13), POP(a ^ 14), POP(a ^ 15)
 #define POP(x) (((x) & 1) + (((x) >> 1) & 1) + (((x) >> 2) & 1) + (((x) >> 3) & 1))
     ROW(0), ROW(1), ROW(2),  ROW(3),  ROW(4),  ROW(5),  ROW(6),  ROW(7),
     ROW(8), ROW(9), ROW(10), ROW(11), ROW(12), ROW(13), ROW(14), ROW(15)};
@@ -117,14 +118,13 @@ inline void accumulate(const Strip& s, int64_t first, Counts<P, V>& counts) {
         __m256i table[P];
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p)
-          table[p] = _mm256_broadcastsi128_si256(
-              _mm_load_si128(reinterpret_cast<const __m128i*>(kTables + a[p * pitch])));
+          table[p] =
+              _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kTables + a[p * pitch])));
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
           const __m256i weights = load(w + v * kLanes);
 #pragma GCC unroll 4
-          for (int p = 0; p < P; ++p)
-            acc[p][v] = _mm256_add_epi8(acc[p][v], _mm256_shuffle_epi8(table[p], weights));
+          for (int p = 0; p < P; ++p) acc[p][v] = _mm256_add_epi8(acc[p][v], _mm256_shuffle_epi8(table[p], weights));
         }
       }
       left -= steps;

@@ -30,8 +30,8 @@ __global__ void gemm_kernel(GemmArgs args) {
       __syncthreads();
     }
     if (m < args.m && n < args.n) {
-      const int dot = args.encoding == Encoding::kSign ? static_cast<int>(args.features) - 2 * differing
-                                                       : ones - differing;
+      const int dot =
+          args.encoding == Encoding::kSign ? static_cast<int>(args.features) - 2 * differing : ones - differing;
       args.out[m * args.n + n] = dot;
     }
   }
@@ -42,7 +42,8 @@ __global__ void gemm_kernel(GemmArgs args) {
 cudaError_t gemm(const GemmArgs& args, cudaStream_t stream) {
   if (args.m == 0 || args.n == 0) return cudaSuccess;
   const int64_t tiles = (args.m + kTile - 1) / kTile;
-  const dim3 grid(static_cast<unsigned>((args.n + kTile - 1) / kTile), static_cast<unsigned>(tiles < 65535 ? tiles : 65535));
+  const dim3 grid(static_cast<unsigned>((args.n + kTile - 1) / kTile),
+                  static_cast<unsigned>(tiles < 65535 ? tiles : 65535));
   gemm_kernel<<<grid, dim3(kTile, kTile), 0, stream>>>(args);
   return cudaGetLastError();
 }

@@ -1,0 +1,45 @@
+# Everything a contributor runs. Each target sets up what it needs; nothing is assumed but Python >= 3.11 and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py) $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+PY_FILES := bitnas tests tools bench setup.py
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint format bench setup clean
+
+demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits; writes runs/demo/report.html
+	$(BIN)/bitnas demo
+
+test: $(INSTALLED)  ## the default tests, under two minutes on two cores
+	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)  ## also the long ones (50,000 shapes per instruction set and thread count, more kills)
+	$(BIN)/python -m pytest -m ''
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(PY_FILES)
+	$(BIN)/ruff format --check $(PY_FILES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(PY_FILES)
+	$(BIN)/ruff format $(PY_FILES)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(INSTALLED)  ## convolution layers against float32, bfloat16 and int8; writes bench/results/<machine>.json
+	$(BIN)/python bench/bench_conv2d.py
+
+setup: $(INSTALLED)
+
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) bitnas/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
