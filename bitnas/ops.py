@@ -87,7 +87,7 @@ def pack(x: Tensor, *, activations: Activations = "sign") -> Tensor:
 
 
 def unpack(packed: Tensor, channels: int, *, activations: Activations = "sign") -> Tensor:
-    """Bits back to float32: ``[N, H, W, words]`` gives ``[N, channels, H, W]`` (channels_last), ``[M, words]`` gives ``[M, channels]``.
+    """Bits back to float32: ``[N, H, W, words]`` to ``[N, channels, H, W]`` (channels_last), rows to rows.
 
     Raises:
         TypeError: not int64. ValueError: ``channels`` does not fill the words.
@@ -104,7 +104,7 @@ def unpack(packed: Tensor, channels: int, *, activations: Activations = "sign") 
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Packs weights by sign (>= 0 is +1): ``[N, C, kh, kw]`` gives int64 ``[N, kh, kw, words]``, ``[N, K]`` gives ``[N, words]``."""
+    """Packs weights by sign (>= 0 is +1): ``[N, C, kh, kw]`` to int64 ``[N, kh, kw, words]``, rows to rows."""
     _check_floats("weight", weight, (2, 4))
     return _pack(_dense(weight), 0.0)
 

@@ -11,8 +11,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line on `arguments` (default: those of this process) and exit with its code.
 
-    0 is success; 1 a check that failed; 2 a wrong argument or an input that cannot be used, told in one line on stderr; 130 a
-    command stopped by Ctrl-C.
+    0 is success; 1 a check that failed; 2 a wrong argument or an input that cannot be used, told in one line on
+    stderr; 130 a command stopped by Ctrl-C.
     """
     from .app import run
 

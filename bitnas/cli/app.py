@@ -18,7 +18,8 @@ from .report import report
 from .search import resume, search
 from .train import train
 
-# What a wrong argument, a damaged file or a missing piece raises. Anything else is a fault of the program and keeps its traceback.
+# What a wrong argument, a damaged file or a missing piece raises. Anything else is a fault of the program and keeps
+# its traceback.
 _EXPECTED = (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError, RuntimeError)
 
 app = typer.Typer(

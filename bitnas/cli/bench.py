@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-# How torch and oneDNN are held to the same instructions, so that a comparison is fair. Both read these when torch is first imported.
+# How torch and oneDNN are held to the same instructions, so that a comparison is fair. Both read these when torch is
+# first imported.
 DEFAULT_SHAPES = "resnet18"
 _PEERS = {
     "scalar": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},

@@ -1,8 +1,8 @@
 """Peak memory of this process and everything it started, read from /proc.
 
-A search trains in several processes that share torch's pages, so the sum of their resident sizes counts those pages more than once. The
-proportional set size (PSS) splits each shared page among its users; its sum is what the machine gives away. Sampled every half second: a
-short spike between two samples is not seen.
+A search trains in several processes that share torch's pages, so the sum of their resident sizes counts those pages
+more than once. The proportional set size (PSS) splits each shared page among its users; its sum is what the machine
+gives away. Sampled every half second: a short spike between two samples is not seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a long command shows while it works: bars where there is a terminal, and one line per milestone everywhere. All on stderr."""
+"""What a long command shows while it works: bars where there is a terminal, and one line per milestone everywhere.
+All on stderr.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from .output import console
 
 
 class ProgressView:
-    """Context manager to be passed as `on_progress`. It knows the events of `bitnas.methods.width`; one it does not know moves a bar if
-    it carries `done` and `total`, and is otherwise left alone.
+    """Context manager to be passed as `on_progress`. It knows the events of `bitnas.methods.width`; one it does not
+    know moves a bar if it carries `done` and `total`, and is otherwise left alone.
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,8 @@ class ProgressView:
 
     def _on_search_start(self, event: dict[str, Any]) -> None:
         self.say(
-            f"search of {event['generations']} generations of {event['population']} for {', '.join(event['objectives'])} "
+            f"search of {event['generations']} generations of {event['population']} for "
+            f"{', '.join(event['objectives'])} "
             f"in {event['folder']}"
         )
 
@@ -86,12 +89,14 @@ class ProgressView:
     def _on_generation_end(self, event: dict[str, Any]) -> None:
         best = ", ".join(f"best {name} {_metric(name, value)}" for name, value in event.get("best", {}).items())
         self.say(
-            f"{self._generation}: {event['evaluated']} evaluated, {event['failed']} failed in it, {event['front']} on the front; {best}"
+            f"{self._generation}: {event['evaluated']} evaluated, {event['failed']} failed in it, {event['front']} "
+            f"on the front; {best}"
         )
 
     def _on_study_start(self, event: dict[str, Any]) -> None:
         self.say(
-            f"study: {event['networks']} networks from scratch, {event['epochs']} epochs in each of {event['folds']} folds"
+            f"study: {event['networks']} networks from scratch, {event['epochs']} epochs in each of "
+            f"{event['folds']} folds"
         )
 
     def _on_study_training(self, event: dict[str, Any]) -> None:

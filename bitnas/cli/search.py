@@ -24,7 +24,10 @@ def search(
     objectives: Annotated[
         str | None,
         typer.Option(
-            help="fitness (the paper's), or two and more of accuracy, ops, flops, bops, memory, latency. [default: fitness]"
+            help=(
+                "fitness (the paper's), or two and more of accuracy, ops, flops, bops, memory, latency. [default: "
+                "fitness]"
+            )
         ),
     ] = None,
     choices: Annotated[
@@ -49,8 +52,9 @@ def search(
 ) -> None:
     """Search widths and write DIR/front.json and DIR/report.html.
 
-    Options left out take the preset of the data set where there is one, and the paper's values otherwise. Every evaluation is
-    written down once: the same command, or `bitnas resume DIR`, goes on after a stop to the same result.
+    Options left out take the preset of the data set where there is one, and the paper's values otherwise. Every
+    evaluation is written down once: the same command, or `bitnas resume DIR`, goes on after a stop to the same
+    result.
     """
     from ..methods import width
     from .output import floats, names
@@ -96,7 +100,9 @@ def resume(
 
 
 def run_to_report(start: Any, out: Path, *, study: bool, json: bool, again: str | None = None) -> SearchResult:
-    """Search, study if asked, report, print. `start` takes the progress view; `again` is the command that goes on after a stop."""
+    """Search, study if asked, report, print. `start` takes the progress view; `again` is the command that goes on
+    after a stop.
+    """
     from ..methods import width
     from ..report import build
     from ..report.load import load_run

@@ -61,7 +61,8 @@ def train(
         f"(95 % interval {numbers.percent(result['accuracy_low'])} to {numbers.percent(result['accuracy_high'])})\n"
         f"cost        {numbers.count(result['flops'])} FLOPs, {numbers.count(result['bops'])} BOPs\n"
         f"size        {numbers.size(result['packed_bytes'])} packed\n"
-        f"verified    {'yes' if checked['ok'] else 'NO'}: {checked['dots_equal']:,} of {checked['dots']:,} integers and "
+        f"verified    {'yes' if checked['ok'] else 'NO'}: {checked['dots_equal']:,} of {checked['dots']:,} "
+        f"integers and "
         f"{checked['predictions_equal']:,} of {checked['predictions']:,} predictions equal\n"
         f"wrote       {out / 'frozen.safetensors'}"
     )
@@ -121,7 +122,8 @@ def train_to_folder(
         def on_epoch(epoch: Any) -> None:
             view.advance("training", epoch.epoch + 1, settings.epochs)
             view.say(
-                f"epoch {epoch.epoch + 1}/{settings.epochs}  loss {epoch.loss:.4f}  validation {100 * epoch.val_accuracy:.1f} %"
+                f"epoch {epoch.epoch + 1}/{settings.epochs}  loss {epoch.loss:.4f}  validation "
+                f"{100 * epoch.val_accuracy:.1f} %"
             )
 
         fit(

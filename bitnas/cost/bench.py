@@ -71,7 +71,7 @@ def shape_lists() -> list[str]:
 
 
 def read_shapes(path_or_name: str | Path) -> list[Layer]:
-    """Layers of a CSV file with columns name,cin,cout,h,w,kernel,stride,padding,dilation,groups; or a shipped list by name.
+    """Layers of a CSV file with columns name,cin,cout,h,w,kernel,stride,padding,dilation,groups; or a shipped list.
 
     Raises:
         ValueError: an unknown name, a missing or unknown column, a bad value; names file and line.
@@ -177,7 +177,7 @@ def bench_layers(
         progress: called with rows done, rows in all, and the row at hand.
 
     Returns:
-        ``{"machine", "rows": [{"name", "batch", "threads", "isa", "ms", "gops", "variant", "noisy"}], "geomean_ratio"}``:
+        ``{"machine", "rows", "geomean_ratio"}``, rows of ``{"name", "batch", "threads", "isa", "ms", "gops", ...}``:
         milliseconds, 10^9 operations a second (a multiply-add is two), the fastest variant of each peer, and the
         geometric mean over rows of peer time / bitnas time.
 

@@ -83,7 +83,7 @@ def measure_latency(
         frozen: what :func:`bitnas.freeze` returns, or any module (evaluated in the mode it is in).
         input_size: ``(C, H, W)``.
         batch: images per call. threads: torch's threads during the measurement.
-        timing: ``warmup``, ``seconds``, ``min_runs``, ``tolerance``, ``clock`` of :func:`bitnas.cost.timing.time_interleaved`.
+        timing: options of :func:`bitnas.cost.timing.time_interleaved`.
 
     Returns:
         median, IQR, number of runs, whether it stayed noisy, and the machine.

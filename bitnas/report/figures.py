@@ -1,5 +1,5 @@
-"""The pictures of the report. Each function takes the run and a width in pixels and gives one SVG element, or None if the run has
-nothing to draw; the page asks for a wide and a narrow one.
+"""The pictures of the report. Each function takes the run and a width in pixels and gives one SVG element, or None if
+the run has nothing to draw; the page asks for a wide and a narrow one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from . import numbers
 from .findings import Misleading
-from .load import SEARCHED, Candidate, Network, Point, Run
+from .load import SEARCHED, Candidate, Network, Point, Run, number
 from .svg import Canvas, Scale, shorten, span, text_width
 
 WIDE, NARROW = 828, 356
@@ -61,7 +61,9 @@ def _legend(canvas: Canvas, entries: Sequence[tuple[str, str, str]], y: float) -
 
 
 def accuracy_range(networks: Sequence[Network], candidates: Sequence[Point]) -> tuple[float, float]:
-    """The accuracies figure 1 shows. Candidates far below everything that matters would flatten it, so they do not stretch it freely."""
+    """The accuracies figure 1 shows. Candidates far below everything that matters would flatten it, so they do not
+    stretch it freely.
+    """
     anchor = [value for network in networks for value in (*(network.interval or ()), network.get("accuracy")) if value]
     others = [value for value in (candidate.get("accuracy") for candidate in candidates) if value is not None]
     if not anchor:
@@ -71,7 +73,9 @@ def accuracy_range(networks: Sequence[Network], candidates: Sequence[Point]) -> 
 
 
 def pareto(run: Run, width: int) -> str | None:
-    """Accuracy against measured latency: candidates, the front of the search, and the retrained networks with error bars."""
+    """Accuracy against measured latency: candidates, the front of the search, and the retrained networks with error
+    bars.
+    """
     networks = [n for n in run.networks if n.get("accuracy") is not None and n.get("latency_us") is not None]
     candidates = [c for c in run.candidates if c.get("accuracy") is not None and c.get("latency_us") is not None]
     front = [n for n in run.front if n.get("accuracy") is not None and n.get("latency_us") is not None]
@@ -119,7 +123,9 @@ def _ordered(networks: Sequence[Network]) -> list[Network]:
 
 
 def _upper_edge(networks: Sequence[Network]) -> list[Network]:
-    """Of networks in the order of their latency, those more accurate than every faster one: the front of this plane alone."""
+    """Of networks in the order of their latency, those more accurate than every faster one: the front of this plane
+    alone.
+    """
     edge: list[Network] = []
     for network in networks:
         if not edge or (network.get("accuracy") or 0.0) > (edge[-1].get("accuracy") or 0.0):
@@ -263,10 +269,9 @@ def timed_layers(network: Network) -> list[tuple[str, float, float, bool]]:
     """(name, packed µs, float µs, binary) of the layers that were timed both ways."""
     rows = []
     for layer in network.layers:
-        packed, reference = layer.get("packed_us"), layer.get("float_us")
-        timed = all(isinstance(t, int | float) and math.isfinite(t) and t > 0 for t in (packed, reference))
-        if timed:
-            rows.append((str(layer.get("name", "?")), float(packed), float(reference), bool(layer.get("binary"))))  # type: ignore[arg-type]
+        packed, reference = number(layer, "packed_us"), number(layer, "float_us")
+        if packed and reference and packed > 0 and reference > 0:
+            rows.append((str(layer.get("name", "?")), packed, reference, bool(layer.get("binary"))))
     return rows
 
 
@@ -342,7 +347,9 @@ def operations(points: Sequence[Point], misleading: Misleading | None, width: in
 
 
 def history(run: Run, metric: str, width: int) -> str | None:
-    """`metric` (accuracy or fitness) of each evaluation by generation, the best so far as a line, failures as crosses on the axis."""
+    """`metric` (accuracy or fitness) of each evaluation by generation, the best so far as a line, failures as crosses
+    on the axis.
+    """
     seen = [(c.generation, c.get(metric)) for c in run.candidates if c.generation is not None]
     points = [(generation, value) for generation, value in seen if value is not None]
     if not points:

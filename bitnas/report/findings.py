@@ -1,7 +1,7 @@
 """What the numbers of a run say, as plain sentences.
 
-Every sentence is computed. Whether the searched widths win is decided by the interval of the difference, never by the larger mean, and a run
-that shows no difference is told to have shown none.
+Every sentence is computed. Whether the searched widths win is decided by the interval of the difference, never by the
+larger mean, and a run that shows no difference is told to have shown none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A searched network against the uniform one of equal cost. `gain` and its interval are differences of accuracy fractions."""
+    """A searched network against the uniform one of equal cost. `gain` and its interval are differences of accuracy
+    fractions.
+    """
 
     searched: Network
     uniform: Network
@@ -37,7 +39,8 @@ class Comparison:
         return (
             f"{self.searched.label} reaches {percent(self.searched.get('accuracy'))} and {self.uniform.label} "
             f"{percent(self.uniform.get('accuracy'))} at {count(self.searched.get('flops'))} and "
-            f"{count(self.uniform.get('flops'))} FLOPs: {points(self.gain)} points{self.interval()}. {ending}{self.time()}"
+            f"{count(self.uniform.get('flops'))} FLOPs: {points(self.gain)} points{self.interval()}. "
+            f"{ending}{self.time()}"
         )
 
     def interval(self) -> str:
@@ -66,13 +69,16 @@ class Misleading:
         ops, latency = _ratio(self.fewer, self.more, "ops"), _ratio(self.fewer, self.more, "latency_us")
         return (
             f"One network has {percent(1 - ops, 0)} fewer OPs than another ({count(self.fewer.get('ops'))} against "
-            f"{count(self.more.get('ops'))}) and yet takes {latency:.2f} times as long ({duration(self.fewer.get('latency_us'))} "
+            f"{count(self.more.get('ops'))}) and yet takes {latency:.2f} times as long "
+            f"({duration(self.fewer.get('latency_us'))} "
             f"against {duration(self.more.get('latency_us'))})."
         )
 
 
 def compare(run: Run) -> list[Comparison]:
-    """Every pair of the study. The verdict is the study's own where it gives one, otherwise whether the two intervals stand apart."""
+    """Every pair of the study. The verdict is the study's own where it gives one, otherwise whether the two intervals
+    stand apart.
+    """
     claims = {str(claim.get("pair", "")): claim for claim in run.claims}
     found = []
     for searched, uniform in run.pairs():
@@ -105,7 +111,10 @@ def headline(run: Run) -> str:
         done = plural(len(run.candidates), "network")
         if not run.candidates:
             return "This run has not measured a network yet."
-        return f"The search has measured {done}; none has been retrained beside uniform widths yet, so there is no verdict."
+        return (
+            f"The search has measured {done}; none has been retrained beside uniform widths yet, so there is no "
+            f"verdict."
+        )
     comparisons = compare(run)
     if not comparisons:
         return "The study holds no searched network with a uniform one of equal cost beside it, so there is no verdict."
@@ -114,7 +123,8 @@ def headline(run: Run) -> str:
     if wins:
         best = max(wins, key=lambda c: c.gain)
         start = (
-            f"Searched widths beat uniform widths of equal FLOPs in {len(wins)} of {plural(len(comparisons), 'comparison')}"
+            f"Searched widths beat uniform widths of equal FLOPs in {len(wins)} of "
+            f"{plural(len(comparisons), 'comparison')}"
             if len(comparisons) > 1
             else "Searched widths beat uniform widths of equal FLOPs"
         )
@@ -122,13 +132,20 @@ def headline(run: Run) -> str:
         return f"{start}. {_at_best(best)}{rest}"
     best = max(comparisons, key=lambda c: c.gain)
     if len(losses) == len(comparisons):
-        return f"The search did not beat uniform widths: at equal FLOPs the uniform networks win every comparison. {_at_best(best)}"
-    return f"The search did not beat uniform widths of equal FLOPs: no difference in its favour is larger than its interval. {_at_best(best)}"
+        return (
+            f"The search did not beat uniform widths: at equal FLOPs the uniform networks win every comparison. "
+            f"{_at_best(best)}"
+        )
+    return (
+        f"The search did not beat uniform widths of equal FLOPs: no difference in its favour is larger than its "
+        f"interval. {_at_best(best)}"
+    )
 
 
 def _at_best(best: Comparison) -> str:
     return (
-        f"The largest difference is {points(best.gain)} points{best.interval()}: {percent(best.searched.get('accuracy'))} for "
+        f"The largest difference is {points(best.gain)} points{best.interval()}: "
+        f"{percent(best.searched.get('accuracy'))} for "
         f"{best.searched.label} against {percent(best.uniform.get('accuracy'))} for {best.uniform.label}.{best.time()}"
     )
 

@@ -1,7 +1,7 @@
 """What a run folder holds, read once into plain records.
 
-Every file but the configuration may be missing, because a search can be reported while it still runs; a file that is there but damaged is
-refused, so that a report never shows half of the truth.
+Every file but the configuration may be missing, because a search can be reported while it still runs; a file that is
+there but damaged is refused, so that a report never shows half of the truth.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class FailedCandidate:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder in memory. `front`, `networks` and `claims` are empty until the search and the study have written them."""
+    """A run folder in memory. `front`, `networks` and `claims` are empty until the search and the study have written
+    them.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -165,7 +167,9 @@ def _objects(path: Path, entries: Any) -> list[dict[str, Any]]:
 
 
 def _read_journal(path: Path) -> tuple[list[Candidate], list[FailedCandidate]]:
-    """The search's evaluations, its stages put together; those of the study (`stage` begins with "study") are in study.json."""
+    """The search's evaluations, its stages put together; those of the study (`stage` begins with "study") are in
+    study.json.
+    """
     if not path.exists():
         return [], []
     from ..search.journal import read_journal

@@ -1,4 +1,6 @@
-"""The page itself: eight sections of prose, figures and tables. Everything that comes from a file is escaped here or in the chart kit."""
+"""The page itself: eight sections of prose, figures and tables. Everything that comes from a file is escaped here or
+in the chart kit.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,25 @@ from .figures import NARROW, WIDE
 from .load import UNIFORM, Network, Point, Run
 from .style import CSS
 
+_GLOSSARY = (
+    "Accuracy intervals and interquartile ranges (IQR) are drawn wherever they were measured. MACs are multiply-adds; "
+    "BOPs are binary MACs; FLOPs and OPs follow the counting rule named in the configuration."
+)
+
 
 def render(run: Run) -> str:
     """The whole HTML document of `run`."""
     sections = (_trade_off, _equal_cost, _layers, _widths, _operations, _history, _table, _environment)
     body = "\n".join(f"<section>{section(run)}</section>" for section in sections)
-    title = f"bitnas report: {run.folder.resolve().name}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>\n"
-        f'<header><p class="kicker">bitnas report · {escape(run.folder.resolve().name)}</p><h1>{escape(_title(run))}</h1>'
-        f'<p class="headline">{escape(findings.headline(run))}</p>{_facts(run)}</header>\n{body}\n'
-        "<footer><p>Accuracy intervals and interquartile ranges (IQR) are drawn wherever they were measured. MACs are multiply-adds; BOPs are "
-        "binary MACs; FLOPs and OPs follow the counting rule named in the configuration.</p></footer></body></html>\n"
-    )
+    name = escape(run.folder.resolve().name)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>bitnas report: {name}</title><style>{CSS}</style></head><body>
+<header><p class="kicker">bitnas report · {name}</p><h1>{escape(_title(run))}</h1>
+<p class="headline">{escape(findings.headline(run))}</p>{_facts(run)}</header>
+{body}
+<footer><p>{escape(_GLOSSARY)}</p></footer></body></html>
+"""
 
 
 def _title(run: Run) -> str:
@@ -79,8 +85,10 @@ def _trade_off(run: Run) -> str:
     if fast and good:
         caption += (
             f" The fastest retrained network, {fast.label}, reaches {numbers.percent(fast.get('accuracy'))} in "
-            f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, {numbers.percent(good.get('accuracy'))} in "
-            f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile range of the latency."
+            f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, "
+            f"{numbers.percent(good.get('accuracy'))} in "
+            f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile "
+            f"range of the latency."
         )
     elif run.front:
         timed_front = sorted((n for n in run.front if n.get("latency_us")), key=lambda n: n.get("latency_us") or 0.0)
@@ -93,13 +101,20 @@ def _trade_off(run: Run) -> str:
             )
     shown = [p for p in searching if p.get("accuracy") is not None and p.get("latency_us") is not None]
     if run.networks and shown:
-        caption += " Dots were trained only briefly, on the validation split, so their height does not compare with the retrained networks'."
+        caption += (
+            " Dots were trained only briefly, on the validation split, so their height does not compare "
+            "with the retrained networks'."
+        )
         low, _ = figures.accuracy_range([n for n in run.networks if n.get("accuracy")], shown)
         below = sum(1 for c in run.candidates if c.get("latency_us") is not None and (c.get("accuracy") or 0.0) < low)
         if below:
-            caption += f" {numbers.plural(below, 'candidate')} below {numbers.percent(low)} {'is' if below == 1 else 'are'} not drawn."
+            caption += (
+                f" {numbers.plural(below, 'candidate')} below {numbers.percent(low)} "
+                f"{'is' if below == 1 else 'are'} not drawn."
+            )
     absent = (
-        "No latency was measured in this run, so there is no trade-off to draw. Add latency to the objectives to get it."
+        "No latency was measured in this run, so there is no trade-off to draw. Add latency to the objectives to "
+        "get it."
         if not timed
         else "No network has both an accuracy and a measured latency yet."
     )
@@ -111,7 +126,8 @@ def _equal_cost(run: Run) -> str:
     won = sum(c.verdict == findings.BETTER for c in comparisons)
     lost = sum(c.verdict == findings.WORSE for c in comparisons)
     caption = (
-        f"Of {numbers.plural(len(comparisons), 'comparison')} at equal FLOPs, searched widths win {won}, uniform widths {lost}, and "
+        f"Of {numbers.plural(len(comparisons), 'comparison')} at equal FLOPs, searched widths win {won}, uniform "
+        f"widths {lost}, and "
         f"{len(comparisons) - won - lost} cannot be told apart: the interval of the difference holds zero."
     )
     absent = "The study of searched against uniform widths has not been run yet."
@@ -136,7 +152,8 @@ def _layers(run: Run) -> str:
         packed_total, float_total = sum(r[1] for r in rows), sum(r[2] for r in rows)
         if rows:
             caption = (
-                f"{network.label}: its layers take {numbers.duration(packed_total)} packed and {numbers.duration(float_total)} in float32, "
+                f"{network.label}: its layers take {numbers.duration(packed_total)} packed and "
+                f"{numbers.duration(float_total)} in float32, "
                 f"{float_total / packed_total:.1f} times as long; "
             )
             caption += f"packed is slower in {', '.join(slow)}." if slow else "packed is faster in every layer."
@@ -159,7 +176,8 @@ def _widths(run: Run) -> str:
         growth = [a / b for a, b in zip(searched.widths, uniform.widths, strict=True)]
         most = max(range(len(growth)), key=growth.__getitem__)
         caption = (
-            f"Channels per layer, first layer on top. The search widens layer {most + 1} most: {searched.widths[most]} channels in "
+            f"Channels per layer, first layer on top. The search widens layer {most + 1} most: "
+            f"{searched.widths[most]} channels in "
             f"{searched.label} against {uniform.widths[most]} in {uniform.label}."
         )
     figure = _figure(
@@ -190,7 +208,8 @@ def _history(run: Run) -> str:
     metric = "fitness" if setting(run, "objectives") == ["fitness"] else "accuracy"
     generations = {c.generation for c in run.candidates if c.generation is not None}
     caption = (
-        f"{numbers.plural(len(run.candidates), 'network')} measured in {numbers.plural(len(generations), 'generation')}, "
+        f"{numbers.plural(len(run.candidates), 'network')} measured in "
+        f"{numbers.plural(len(generations), 'generation')}, "
         f"{numbers.plural(len(run.failures), 'failure')}; each network was measured once."
     )
     figure = _figure(lambda w: figures.history(run, metric, w), caption, "The journal holds no evaluation yet.")
@@ -239,7 +258,8 @@ def _table(run: Run) -> str:
     meaning += f" on {numbers.plural(threads, 'thread')}." if isinstance(threads, int) else "."
     if run.networks:
         meaning += (
-            " Verified means that every integer the packed network computes on the test images was equal to the trained "
+            " Verified means that every integer the packed network computes on the test images was equal to the "
+            "trained "
             "network's."
         )
     return f'<h2>7. All results</h2>{note}{_grid(head, rows, kinds)}<p class="note">{meaning}</p>'
@@ -301,11 +321,9 @@ def _environment(run: Run) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
+        return ", ".join(map(_plain, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return (
-        {True: "yes", False: "no", None: "unknown"}.get(value, str(value))
-        if not isinstance(value, int | float) or isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)

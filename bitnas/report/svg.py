@@ -1,7 +1,8 @@
 """A small kit for charts as plain SVG text.
 
-Written by hand rather than drawn by a plotting library so that the page's style sheet colours every mark (light and dark), text stays text,
-and one figure can be laid out again for a phone instead of being shrunk until nobody can read it.
+Written by hand rather than drawn by a plotting library so that the page's style sheet colours every mark (light and
+dark), text stays text, and one figure can be laid out again for a phone instead of being shrunk until nobody can read
+it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ class Canvas:
         self.taken.append((x - half_width, y - half_height, x + half_width, y + half_height))
 
     def label(self, x: float, y: float, text: str, css: str, bounds: Box) -> None:
-        """Write `text` beside the mark at (x, y) where it covers nothing and stays inside `bounds`; leave it out if it fits nowhere."""
+        """Write `text` beside the mark at (x, y) where it covers nothing and stays inside `bounds`; leave it out if
+        it fits nowhere.
+        """
         width, gap = text_width(text, bold=True), 10.0
         for ring in (1.0, 2.0, 3.2, 4.6):
             reach = gap * ring
@@ -149,7 +152,9 @@ class Canvas:
         *,
         x_ticks: int = 6,
     ) -> None:
-        """Grid lines, tick labels and the names of both axes (the y name stands above the axis, so no text is turned)."""
+        """Grid lines, tick labels and the names of both axes (the y name stands above the axis, so no text is
+        turned).
+        """
         for tick in y.ticks(5):
             self.line(x.start, y(tick), x.end, y(tick), "grid")
             self.text(x.start - 7, y(tick) + 4, y_text(tick), "tick", "end")

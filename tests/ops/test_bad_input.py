@@ -1,5 +1,6 @@
 """Bad calls: each a Python exception that names the argument, what it got and what it wanted."""
 
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,10 @@ def test_public_call(case):
 
 P, PW = ops.pack(X), ops.pack_weight(W)
 T, S = torch.zeros(4, dtype=torch.int32), torch.ones(4)
+FLIPS = torch.zeros(2, dtype=torch.int64)
+
+
+G = (8, 1, 1, 0, 0, 1, 1, 1, False)  # geometry
 
 
 def conv(x=P, w=PW, prepared=None, channels=8, sh=1, sw=1, ph=0, pw=0, dh=1, dw=1, groups=1):
@@ -100,11 +105,14 @@ PRIVATE = {
     "kernel": (lambda: conv(dh=9), "larger than the padded image"),
     "overflowing dilation": (lambda: conv(dh=2**62), "larger than"),
     "overflowing padding": (lambda: conv(ph=2**62), "larger than"),
-    "threshold": (lambda: OPS.conv2d_bits(P, PW, None, T[:3], None, 8, 1, 1, 0, 0, 1, 1, 1, False), "threshold must be a contiguous int32 tensor of 4"),
-    "threshold dtype": (lambda: OPS.conv2d_bits(P, PW, None, T.long(), None, 8, 1, 1, 0, 0, 1, 1, 1, False), "threshold must be"),
-    "flip": (lambda: OPS.conv2d_bits(P, PW, None, T, torch.zeros(2, dtype=torch.int64), 8, 1, 1, 0, 0, 1, 1, 1, False), "flip must be a contiguous int64 tensor of 1"),
-    "scale": (lambda: OPS.conv2d_float(P, PW, None, S[:2], S, 8, 1, 1, 0, 0, 1, 1, 1, False), "scale must be a contiguous float32 tensor of 4"),
-    "bias": (lambda: OPS.conv2d_float(P, PW, None, S, S.double(), 8, 1, 1, 0, 0, 1, 1, 1, False), "bias must be"),
+    "threshold": (
+        lambda: OPS.conv2d_bits(P, PW, None, T[:3], None, *G),
+        "threshold must be a contiguous int32 tensor of 4",
+    ),
+    "threshold dtype": (lambda: OPS.conv2d_bits(P, PW, None, T.long(), None, *G), "threshold must be"),
+    "flip": (lambda: OPS.conv2d_bits(P, PW, None, T, FLIPS, *G), "flip must be a contiguous int64 tensor of 1"),
+    "scale": (lambda: OPS.conv2d_float(P, PW, None, S[:2], S, *G), "scale must be a contiguous float32 tensor of 4"),
+    "bias": (lambda: OPS.conv2d_float(P, PW, None, S, S.double(), *G), "bias must be"),
     "pool kernel": (lambda: OPS.max_pool2d_bits(P, None, 0, 1, 1, 1, 0, 0), "kernel_size must be positive"),
     "pool padding": (lambda: OPS.max_pool2d_bits(P, None, 2, 2, 1, 1, 2, 0), "between 0 and half the kernel"),
     "pool size": (lambda: OPS.max_pool2d_bits(P, None, 9, 9, 1, 1, 0, 0), "larger than the padded image"),
@@ -112,9 +120,12 @@ PRIVATE = {
     "pack strides": (lambda: OPS.pack(X.transpose(2, 3), 0.0), "must be contiguous in memory format"),
     "pack thresholds": (lambda: OPS.pack_channels(X, torch.zeros(7), torch.ones(8)), "threshold must be.*8 elements"),
     "pack dtype": (lambda: OPS.pack(X.double(), 0.0), "x must be float32, bfloat16 or float16"),
-    "linear words": (lambda: OPS.linear_int32(P.view(25, 1), torch.zeros(3, 1, dtype=torch.int64), None, 65, False), "words"),
+    "linear words": (
+        lambda: OPS.linear_int32(P.view(25, 1), torch.zeros(3, 1, dtype=torch.int64), None, 65, False),
+        "words",
+    ),
     "prepare rank": (lambda: OPS.prepare_weight(PW[0], 8, 1), "4 dimensions"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PRIVATE)
@@ -125,8 +136,6 @@ def test_private_operator(case):
 
 
 def run_python(code, **env):
-    import os
-
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
 
 

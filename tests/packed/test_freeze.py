@@ -130,7 +130,11 @@ def test_logits_and_predictions_agree_with_the_trained_network(scheme):
 
 
 def linear_stack():
-    layers = (BinaryLinear(70, 130, scheme="xnor"), nn.BatchNorm1d(130), BinaryLinear(130, 65, bias=True, scheme="dorefa"))
+    layers = (
+        BinaryLinear(70, 130, scheme="xnor"),
+        nn.BatchNorm1d(130),
+        BinaryLinear(130, 65, bias=True, scheme="dorefa"),
+    )
     return nn.Sequential(*layers, nn.BatchNorm1d(65), BinaryLinear(65, 10, scheme="bireal"))
 
 

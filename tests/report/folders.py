@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ CONFIG = {
 def _cost(ratios: tuple[float, ...]) -> dict[str, float]:
     widths = [int(base * ratio) for base, ratio in zip(BASE, ratios, strict=True)]
     macs = [1.0 * 9 * 64 * widths[0]]
-    macs += [9.0 * 64 / 4 ** (i // 2) * a * b for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), 1)]
+    macs += [9.0 * 64 / 4 ** (i // 2) * a * b for i, (a, b) in enumerate(pairwise(widths), 1)]
     bops = sum(macs[1:])
     return {"flops": macs[0] + bops / 64, "ops": macs[0] + bops / 64, "bops": bops, "macs": sum(macs)}
 

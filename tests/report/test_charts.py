@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_linear_ticks_are_few_round_and_inside(low, high):
     ticks = Scale(low, high, 0, 100).ticks(5)
     assert 2 <= len(ticks) <= 7
     assert all(low - 1e-12 <= tick <= high + 1e-12 * abs(high) for tick in ticks)
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ticks)]
     assert max(steps) == pytest.approx(min(steps))
 
 

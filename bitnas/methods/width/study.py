@@ -67,8 +67,8 @@ def study(
             "study_network" (one row of the result) and "study_end" (claims).
 
     Returns:
-        What it writes: `{"networks": [...], "claims": [...], "protocol": {...}}`. Accuracies are means over the folds, with
-        95 % intervals; a claim holds the paired difference over the same folds.
+        What it writes: `{"networks": [...], "claims": [...], "protocol": {...}}`. Accuracies are means over the folds,
+        with 95 % intervals; a claim holds the paired difference over the same folds.
 
     Raises:
         FileNotFoundError: the folder holds no run, or its search has not finished.
@@ -117,28 +117,34 @@ def choose(
 ) -> list[Contender]:
     """Searched networks off the front, each followed by its uniform partner.
 
-    A pick is the winner of the paper's fitness under some penalty: first the run's own, then 2, 4, 8 ... times it (cheaper
-    networks), then a half, a quarter ... (dearer ones). Codes that are uniform themselves, or have no partner within the
-    tolerance, are passed over.
+    Codes that are uniform themselves, or have no partner within the tolerance, are passed over.
     """
-    unit = evaluate.unit_flops(config)
-    penalty = config.fitness_lambda or 1.0
-    scales = [2.0**power for power in (*range(0, 9), *range(-1, -9, -1))]
     contenders: list[Contender] = []
-    left = [row for row in front if len(set(row["ratios"])) > 1]
-    for scale in scales * 2:  # the second time round takes the runners-up, where winners were few
-        if len(contenders) == 2 * picks or not left:
-            break
-        best = max(left, key=lambda row: (100 * row["accuracy"] - scale * penalty * row["flops"] / unit, -row["flops"]))
-        if scale is not scales[0] and any(c.ratios == tuple(best["ratios"]) for c in contenders):
-            continue
-        left.remove(best)
+    for row in _by_preference([row for row in front if len(set(row["ratios"])) > 1], config):
         pair = chr(ord("A") + len(contenders) // 2)
-        searched = Contender(f"searched-{pair}", "searched", pair, tuple(best["ratios"]), best["flops"])
+        searched = Contender(f"searched-{pair}", "searched", pair, tuple(row["ratios"]), row["flops"])
         partner = _partner(searched, config)
         if partner is not None and abs(partner.flops / searched.flops - 1) <= tolerance:
             contenders += [searched, partner]
+        if len(contenders) == 2 * picks:
+            break
     return contenders
+
+
+def _by_preference(rows: Sequence[Mapping[str, Any]], config: WidthSearchConfig) -> list[Mapping[str, Any]]:
+    """Winners of the paper's fitness under several penalties first, so that the picks differ in cost; then the others.
+
+    The penalties are the run's own, then 2, 4, 8 ... times it (cheaper networks), then a half, a quarter ... (dearer).
+    """
+    unit, penalty = evaluate.unit_flops(config), config.fitness_lambda or 1.0
+
+    def fitness(row: Mapping[str, Any], scale: float = 1.0) -> float:
+        return 100 * row["accuracy"] - scale * penalty * row["flops"] / unit
+
+    scales = [2.0**power for power in (*range(9), *range(-1, -9, -1))]
+    winners = [max(rows, key=lambda row: fitness(row, scale)) for scale in scales] if rows else []
+    ordered = [*winners, *sorted(rows, key=fitness, reverse=True)]
+    return list({tuple(row["ratios"]): row for row in reversed(ordered)}.values())[::-1]
 
 
 def _partner(searched: Contender, config: WidthSearchConfig) -> Contender | None:
