@@ -91,7 +91,7 @@ def save_tensors(
     if not isinstance(kind, str) or not kind:
         raise ValueError(f"metadata['format'] must be a non-empty string that names the kind of file, got {kind!r}")
     text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    blob = bytearray(_serialize(tensors, {"format": kind, "metadata": text, "sha256": _NO_DIGEST}))
+    blob = _serialize(tensors, {"format": kind, "metadata": text, "sha256": _NO_DIGEST})
     start = _digest_position(blob, _NO_DIGEST)
     blob[start : start + 64] = _digest(blob, start).encode()
     write_bytes_atomic(path, blob)
@@ -132,7 +132,7 @@ def load_tensors(
     return tensors, metadata
 
 
-def _serialize(tensors: Mapping[str, torch.Tensor], entries: dict[str, str]) -> bytes:
+def _serialize(tensors: Mapping[str, torch.Tensor], entries: dict[str, str]) -> bytearray:
     """safetensors bytes with `entries` as metadata, in this order: the library itself orders metadata by chance."""
     import safetensors.torch
     import torch
@@ -148,7 +148,7 @@ def _serialize(tensors: Mapping[str, torch.Tensor], entries: dict[str, str]) -> 
         {"__metadata__": entries, **json.loads(plain[_LENGTH.size : end])}, separators=(",", ":")
     ).encode()
     header += b" " * (-len(header) % 8)  # keeps the tensors aligned, as the library does
-    return b"".join((_LENGTH.pack(len(header)), header, plain[end:]))
+    return bytearray().join((_LENGTH.pack(len(header)), header, plain[end:]))
 
 
 def _header(path: str | os.PathLike[str], blob: bytes) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""What a long command shows while it works: bars where there is a terminal, and one line per milestone everywhere.
-All on stderr.
-"""
+"""What a long command shows on stderr: bars where there is a terminal, and one line per milestone everywhere."""
 
 from __future__ import annotations
 

@@ -23,12 +23,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Decides the split, the candidates and the strategy.")] = 0,
     objectives: Annotated[
         str | None,
-        typer.Option(
-            help=(
-                "fitness (the paper's), or two and more of accuracy, ops, flops, bops, memory, latency. [default: "
-                "fitness]"
-            )
-        ),
+        typer.Option(help="fitness (the paper's), or two and more of accuracy, ops, flops, bops, memory, latency."),
     ] = None,
     choices: Annotated[
         str | None, typer.Option(help="Ratios allowed for each width. [paper: 0.25,0.5,1,2,3,4]")
@@ -99,17 +94,15 @@ def resume(
     )
 
 
-def run_to_report(start: Any, out: Path, *, study: bool, json: bool, again: str | None = None) -> SearchResult:
-    """Search, study if asked, report, print. `start` takes the progress view; `again` is the command that goes on
-    after a stop.
-    """
+def run_to_report(start: Any, out: Path, *, study: bool, json: bool) -> None:
+    """Search, study if asked, report, print. `start` takes the progress view."""
     from ..methods import width
     from ..report import build
     from ..report.load import load_run
     from .output import console, interruptible, networks_table, print_json
     from .progress import ProgressView
 
-    again = again or f"bitnas resume {shlex.quote(str(out))}{' --study' if study else ''}"
+    again = f"bitnas resume {shlex.quote(str(out))}{' --study' if study else ''}"
     with interruptible(f"nothing measured is lost. To go on: {again}"), ProgressView() as view:
         result: SearchResult = start(view)
         if study:
@@ -125,4 +118,3 @@ def run_to_report(start: Any, out: Path, *, study: bool, json: bool, again: str 
         screen = console()
         screen.print(networks_table(run.networks or run.front))
         screen.print(f"report: {path}", markup=False)
-    return result

@@ -5,7 +5,9 @@ quantized engine). bitnas runs bits to bits, as inside a network. Results are ch
 """
 
 import csv
+import functools
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from bitnas import ops, reference
 from bitnas.cost import machine
-from bitnas.cost.latency import _Threads
+from bitnas.cost.latency import thread_count
 from bitnas.cost.timing import time_interleaved
 
 PEERS = ("float32", "bfloat16", "int8")
@@ -61,7 +63,7 @@ class Layer:
         return out_h * out_w * self.cout * self.cin // self.groups * self.kernel**2
 
     @property
-    def geometry(self) -> dict[str, int]:
+    def geometry(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
 
@@ -107,10 +109,13 @@ def _float_peer(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Callable[[
     x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     pairs = [[layer.padding] * 2, [layer.stride] * 2, [layer.dilation] * 2]
     calls: dict[str, Callable[[], object]] = {"eager": lambda: F.conv2d(x, weight, **layer.geometry)}
-    if torch.backends.mkldnn.is_available():
-        packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *pairs, layer.groups, list(x.shape))
-        run = torch.ops.mkldnn._convolution_pointwise
-        calls["onednn"] = lambda: run(x, packed, None, *pairs, layer.groups, "none", [], "")
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    try:
+        packed = reorder(weight.to_mkldnn(), *pairs, layer.groups, list(x.shape))
+    except RuntimeError:  # no oneDNN in this build, or not for this type on this CPU
+        return calls
+    run = torch.ops.mkldnn._convolution_pointwise
+    calls["onednn"] = lambda: run(x, packed, None, *pairs, layer.groups, "none", [], "")
     return calls
 
 
@@ -128,7 +133,7 @@ def _int8_peer(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Callable[[]
             if engine in torch.backends.quantized.supported_engines:
                 torch.backends.quantized.engine = engine
                 packed = torch.ops.quantized.conv2d_prepack(qw, None, *pairs, layer.groups)
-                calls[engine] = lambda packed=packed: torch.ops.quantized.conv2d(qx, packed, 8.0, 128)
+                calls[engine] = functools.partial(torch.ops.quantized.conv2d, qx, packed, 8.0, 128)
     torch.backends.quantized.engine = before
     return calls
 
@@ -153,11 +158,40 @@ def _calls(layer: Layer, batch: int, against: Sequence[str]) -> dict[str, Callab
     calls: dict[str, Callable[[], object]] = {"bitnas": bits}
     for peer in against:
         if peer == "int8":
-            variants = _int8_peer(*signs, layer)
+            variants = _int8_peer(signs[0], signs[1], layer)
         else:
-            variants = _float_peer(*(t.to(getattr(torch, peer)) for t in signs), layer)
+            dtype = getattr(torch, peer)
+            variants = _float_peer(signs[0].to(dtype), signs[1].to(dtype), layer)
         calls |= {f"{peer}/{variant}": call for variant, call in variants.items()}
     return calls
+
+
+def _contenders(calls: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable[[], object]], float]:
+    """Without the ways that fail on this machine, or take over twice as long as the best of the same peer.
+
+    Returns:
+        what is left, and about how many seconds one round of it takes.
+    """
+    seconds: dict[str, float] = {}
+    for name, call in calls.items():
+        try:
+            call()
+            start = time.perf_counter()
+            call()
+            seconds[name] = time.perf_counter() - start
+        except RuntimeError:  # a type or engine that this CPU has no instructions for
+            if name == "bitnas":
+                raise
+    best: dict[str, float] = {}
+    for name, duration in seconds.items():
+        peer = name.partition("/")[0]
+        best[peer] = min(best.get(peer, math.inf), duration)
+    kept = {name: calls[name] for name in seconds if seconds[name] <= 2 * best[name.partition("/")[0]]}
+    return kept, sum(seconds[name] for name in kept)
+
+
+def _geomean(values: Sequence[float]) -> float | None:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
 def bench_layers(
@@ -173,28 +207,36 @@ def bench_layers(
 
     Args:
         against: any of "float32", "bfloat16", "int8".
-        seconds: time spent on one row (at least 10 rounds are taken).
+        seconds: time spent on one row (at least 10 rounds are taken, 3 where rounds are long).
         progress: called with rows done, rows in all, and the row at hand.
 
     Returns:
         ``{"machine", "rows", "geomean_ratio"}``, rows of ``{"name", "batch", "threads", "isa", "ms", "gops", ...}``:
         milliseconds, 10^9 operations a second (a multiply-add is two), the fastest variant of each peer, and the
-        geometric mean over rows of peer time / bitnas time.
+        geometric mean over rows of peer time / bitnas time. A peer that this CPU cannot run is left out of the row, and
+        its mean is None where no row has it.
 
     Raises:
         ValueError: an unknown peer, an empty list, a batch or thread count below 1.
     """
     if unknown := [peer for peer in against if peer not in PEERS]:
         raise ValueError(f"against: {unknown[0]!r} is not one of {', '.join(PEERS)}")
-    if not layers or min(*batches, *threads, 1) < 1:
-        raise ValueError(f"needs layers, and batches and threads of at least 1; got {batches} and {threads}")
+    if not layers or not batches or not threads or min(*batches, *threads) < 1:
+        raise ValueError(
+            f"needs layers, and batches and threads of at least 1; got {len(layers)} layers, batches {tuple(batches)} "
+            f"and threads {tuple(threads)}"
+        )
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be positive, got {seconds}")
     cases = [(layer, batch, count) for count in threads for batch in batches for layer in layers]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for done, (layer, batch, count) in enumerate(cases):
         if progress is not None:
             progress(done, len(cases), f"{layer.name}, batch {batch}, {count} thread(s)")
-        with _Threads(count), torch.inference_mode():
-            timings = time_interleaved(_calls(layer, batch, against), seconds=seconds, min_runs=10, warmup=0.02)
+        with thread_count(count), torch.inference_mode():
+            calls, round_seconds = _contenders(_calls(layer, batch, against))
+            rounds = max(3, min(10, int(2 * seconds / round_seconds)))
+            timings = time_interleaved(calls, seconds=seconds, min_runs=rounds, warmup=0.02)
         best: dict[str, tuple[float, str, bool]] = {}
         for name, timing in timings.items():
             peer, _, variant = name.partition("/")
@@ -214,7 +256,6 @@ def bench_layers(
     if progress is not None:
         progress(len(cases), len(cases), "")
     ratios = {
-        peer: math.exp(sum(math.log(row["ms"][peer] / row["ms"]["bitnas"]) for row in rows) / len(rows))
-        for peer in against
+        peer: _geomean([row["ms"][peer] / row["ms"]["bitnas"] for row in rows if peer in row["ms"]]) for peer in against
     }
     return {"machine": machine.facts(), "rows": rows, "geomean_ratio": ratios}

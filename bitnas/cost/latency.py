@@ -4,6 +4,8 @@ Operation counts do not tell it: a layer's speed depends on its width, its map a
 the search uses is a measurement, with its spread, under a key that says what it was taken on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,18 +55,15 @@ class Latency:
         )
 
 
-class _Threads:
-    """torch's thread count, for a while."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Gives torch this many threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure_latency(
@@ -103,6 +102,6 @@ def measure_latency(
         if x.is_cuda:
             torch.cuda.synchronize()
 
-    with _Threads(threads), torch.inference_mode():
+    with thread_count(threads), torch.inference_mode():
         result = time_call(call, **timing)
     return Latency(result, batch, threads, tuple(input_size), {**machine.facts(), "device": str(tensor.device)})

@@ -89,6 +89,13 @@ class _PackedDot(PackedLayer):
     def _prepare_arguments(self) -> tuple[int, int]:
         raise NotImplementedError
 
+    def check_tail(self, name: str) -> None:
+        """Raises ValueError where the weight has ones past its last channel: they would count in every dot product."""
+        in_channels, groups = self._prepare_arguments()
+        channels = in_channels // groups
+        if channels % 64 and (self.weight[..., -1] >> channels % 64).any():
+            raise ValueError(f"{name}.weight has bits past its {channels} channels")
+
     def prepare(self) -> Self:
         """Lays the weights out for the kernel of the device and instruction set they are on now."""
         on_cpu = self.weight.device.type == "cpu"

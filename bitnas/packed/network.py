@@ -73,6 +73,10 @@ class Step:
     arguments: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 
+    def __post_init__(self) -> None:
+        # JSON has no tuples, and torch wants them.
+        object.__setattr__(self, "arguments", {key: _tuples(value) for key, value in self.arguments.items()})
+
 
 def source_name(module: str, call: int) -> str:
     """A call of a module in one forward pass: its path, with ``#2`` for the second time it is called."""
@@ -98,18 +102,16 @@ def float_layer_arguments(kind: str, module: nn.Module) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples, and torch wants them."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def build_layer(step: Step) -> nn.Module | None:
     """An empty layer for the step; None for a function. Raises ValueError for an unknown kind or bad arguments."""
-    arguments = {key: _tuples(value) for key, value in step.arguments.items()}
     try:
         if step.kind in PACKED_LAYERS:
-            return PACKED_LAYERS[step.kind](**arguments)
+            return PACKED_LAYERS[step.kind](**step.arguments)
         if step.kind in FLOAT_LAYERS:
-            return FLOAT_LAYERS[step.kind][0](**arguments)
+            return FLOAT_LAYERS[step.kind][0](**step.arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"step {step.name!r}: {step.kind} cannot be built from {step.arguments}: {error}") from error
     if step.kind not in FUNCTIONS:
@@ -156,7 +158,7 @@ class PackedNetwork(nn.Module):
         self._plan = []  # (value, is a layer, function or None, inputs, arguments, values no longer needed)
         for i, step in enumerate(self.steps):
             has_layer = step.name in layers
-            arguments = {} if has_layer else {key: _tuples(value) for key, value in step.arguments.items()}
+            arguments = {} if has_layer else step.arguments
             done = tuple({name for name in step.inputs if last_use[name] == i})
             # A layer is looked up by name, so that a deep copy runs its own.
             function = None if has_layer else FUNCTIONS[step.kind]

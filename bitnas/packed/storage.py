@@ -7,6 +7,7 @@ import torch
 
 from bitnas import __version__
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
+from bitnas.packed.layers import PackedConv2d, PackedLinear
 from bitnas.packed.network import PackedNetwork
 
 _FORMAT = "bitnas.packed/1"
@@ -46,6 +47,9 @@ def load(path: str | os.PathLike[str]) -> PackedNetwork:
             if name in tensors and tensors[name].dtype != empty.dtype:
                 raise ValueError(f"{name} is {tensors[name].dtype}, expected {empty.dtype}")
         network.load_state_dict(tensors, assign=True)
+        for name, layer in network.named_children():
+            if isinstance(layer, PackedConv2d | PackedLinear):
+                layer.check_tail(name)
     except (ValueError, RuntimeError) as error:
         raise CorruptFileError(path, f"does not describe a network this version can build: {error}") from error
     return network

@@ -98,13 +98,14 @@ def verify(model: nn.Module, frozen: PackedNetwork, x: Tensor) -> Verification:
     for path, module in model.named_modules():
         if isinstance(module, BinaryConv2d | BinaryLinear):
             hooks.append(module.register_forward_pre_hook(_recorder(path, calls)))
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             logits = model.eval()(x)
             values = frozen.values(x)
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     frozen_logits = values[frozen.steps[-1].name]

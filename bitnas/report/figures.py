@@ -61,9 +61,7 @@ def _legend(canvas: Canvas, entries: Sequence[tuple[str, str, str]], y: float) -
 
 
 def accuracy_range(networks: Sequence[Network], candidates: Sequence[Point]) -> tuple[float, float]:
-    """The accuracies figure 1 shows. Candidates far below everything that matters would flatten it, so they do not
-    stretch it freely.
-    """
+    """The accuracies figure 1 shows: candidates far below everything that matters would flatten it and are left out."""
     anchor = [value for network in networks for value in (*(network.interval or ()), network.get("accuracy")) if value]
     others = [value for value in (candidate.get("accuracy") for candidate in candidates) if value is not None]
     if not anchor:
@@ -73,9 +71,7 @@ def accuracy_range(networks: Sequence[Network], candidates: Sequence[Point]) -> 
 
 
 def pareto(run: Run, width: int) -> str | None:
-    """Accuracy against measured latency: candidates, the front of the search, and the retrained networks with error
-    bars.
-    """
+    """Accuracy against measured latency: candidates, front, and the retrained networks with error bars."""
     networks = [n for n in run.networks if n.get("accuracy") is not None and n.get("latency_us") is not None]
     candidates = [c for c in run.candidates if c.get("accuracy") is not None and c.get("latency_us") is not None]
     front = [n for n in run.front if n.get("accuracy") is not None and n.get("latency_us") is not None]
@@ -123,9 +119,7 @@ def _ordered(networks: Sequence[Network]) -> list[Network]:
 
 
 def _upper_edge(networks: Sequence[Network]) -> list[Network]:
-    """Of networks in the order of their latency, those more accurate than every faster one: the front of this plane
-    alone.
-    """
+    """Of networks in the order of their latency, those more accurate than every faster one."""
     edge: list[Network] = []
     for network in networks:
         if not edge or (network.get("accuracy") or 0.0) > (edge[-1].get("accuracy") or 0.0):
@@ -150,7 +144,7 @@ def _error_bars(canvas: Canvas, x: Scale, y: Scale, network: Network) -> None:
     if network.interval:
         low, high = (y(end) for end in network.interval)
         canvas.line(px, low, px, high, css)
-        canvas.keep_off(px, (low + high) / 2, 4, abs(low - high) / 2 + 2)
+        canvas.keep_off(px, (low + high) / 2, 4, abs(low - high) / 2 + 2, thin=True)
         for end in (low, high):
             canvas.line(px - 3, end, px + 3, end, css)
 
@@ -194,7 +188,7 @@ def paired(run: Run, width: int) -> str | None:
     step = row + (24 if narrow else 0)
     bottom = top + step * len(pairs)
     values = [v for pair in pairs for n in pair for v in (n.get("accuracy") or 0.0, *(n.interval or ()))]
-    x = _accuracy_scale(values, left + 4, width - (14 if narrow else 76))
+    x = _accuracy_scale(values, left + 4, width - (24 if narrow else 76))
     text = _percent_ticks(x)
     canvas.height = bottom + 46
     canvas.x_axis(x, bottom, top, "accuracy (bar: interval) →", text, 4 if narrow else 6)
@@ -232,7 +226,8 @@ def layers(network: Network | None, width: int) -> str | None:
     if network is None or not rows:
         return None
     narrow = width != WIDE
-    left = min(max(text_width(name) for name, *_ in rows) + 16, 90.0 if narrow else 220.0)
+    names = [name if binary else f"{name} (float)" for name, *_, binary in rows]
+    left = min(max(map(text_width, names)) + 16, 116.0 if narrow else 240.0)
     right = 106.0 if narrow else 130.0
     canvas = Canvas(width, 0)
     entries = [("dot", "float", "float32"), ("diamond", "packed", "packed"), ("diamond", "slow", "packed is slower")]
@@ -249,18 +244,16 @@ def layers(network: Network | None, width: int) -> str | None:
         _duration_ticks(x),
         4 if narrow else 7,
     )
-    for index, (name, packed, reference, binary) in enumerate(rows):
+    for index, (name, (_, packed, reference, _)) in enumerate(zip(names, rows, strict=True)):
         y = top + 28 * index + 16
         slow = packed > reference
-        canvas.text(left - 12, y + 4, shorten(name, left - 12), "tick", "end")
+        canvas.text(left - 12, y + 4, shorten(name, left - 10), "tick", "end")
         canvas.line(x(packed), y, x(reference), y, "bar slow" if slow else "bar packed")
         title = f"{name}: float {numbers.duration(reference)}, packed {numbers.duration(packed)}"
         canvas.mark(x(reference), y, "dot", 5, "float", title)
         canvas.mark(x(packed), y, "diamond", 6, "slow" if slow else "packed", title)
         ratio = reference / packed
         words = f"{1 / ratio:.1f}× slower" if slow else f"{ratio:.1f}×"
-        if not binary:
-            words = f"{words} (float)" if not narrow else f"{words} fp"
         canvas.text(width - right + 14, y + 4, words, "name slow" if slow else "tick")
     return canvas.svg(f"Float and packed time of each layer of {network.label}", _css(width))
 
@@ -347,9 +340,7 @@ def operations(points: Sequence[Point], misleading: Misleading | None, width: in
 
 
 def history(run: Run, metric: str, width: int) -> str | None:
-    """`metric` (accuracy or fitness) of each evaluation by generation, the best so far as a line, failures as crosses
-    on the axis.
-    """
+    """`metric` (accuracy or fitness) of each evaluation by generation, the best so far as a line, failures crossed."""
     seen = [(c.generation, c.get(metric)) for c in run.candidates if c.generation is not None]
     points = [(generation, value) for generation, value in seen if value is not None]
     if not points:

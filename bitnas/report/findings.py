@@ -18,9 +18,7 @@ BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A searched network against the uniform one of equal cost. `gain` and its interval are differences of accuracy
-    fractions.
-    """
+    """A searched network against the uniform one of equal cost; `gain`, `low` and `high` in fractions of accuracy."""
 
     searched: Network
     uniform: Network
@@ -76,9 +74,7 @@ class Misleading:
 
 
 def compare(run: Run) -> list[Comparison]:
-    """Every pair of the study. The verdict is the study's own where it gives one, otherwise whether the two intervals
-    stand apart.
-    """
+    """Every pair of the study. The verdict is the study's own, or else whether the two intervals stand apart."""
     claims = {str(claim.get("pair", "")): claim for claim in run.claims}
     found = []
     for searched, uniform in run.pairs():
@@ -113,7 +109,7 @@ def headline(run: Run) -> str:
             return "This run has not measured a network yet."
         return (
             f"The search has measured {done}; none has been retrained beside uniform widths yet, so there is no "
-            f"verdict."
+            "verdict."
         )
     comparisons = compare(run)
     if not comparisons:
@@ -133,11 +129,11 @@ def headline(run: Run) -> str:
     best = max(comparisons, key=lambda c: c.gain)
     if len(losses) == len(comparisons):
         return (
-            f"The search did not beat uniform widths: at equal FLOPs the uniform networks win every comparison. "
+            "The search did not beat uniform widths: at equal FLOPs the uniform networks win every comparison. "
             f"{_at_best(best)}"
         )
     return (
-        f"The search did not beat uniform widths of equal FLOPs: no difference in its favour is larger than its "
+        "The search did not beat uniform widths of equal FLOPs: no difference in its favour is larger than its "
         f"interval. {_at_best(best)}"
     )
 
@@ -160,15 +156,19 @@ def not_compared(run: Run) -> list[str]:
 
 
 def featured(run: Run) -> Network | None:
-    """The network whose layers are shown: the searched one of the largest gain, else the first that has timed layers."""
+    """The network whose layers are shown: the searched one of the largest gain, else any that has timed layers."""
     ranked = [c.searched for c in sorted(compare(run), key=lambda c: -c.gain)]
     return next((network for network in (*ranked, *run.networks) if network.layers), None)
 
 
 def measured_points(run: Run) -> list[Point]:
-    """Every network with OPs and a measured latency."""
-    everything: list[Point] = [*run.candidates, *run.networks]
-    return [point for point in everything if (point.get("ops") or 0) > 0 and (point.get("latency_us") or 0) > 0]
+    """Networks with OPs and a latency, all timed in the same way: those of the search, or else those of the study."""
+
+    def measured(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if (point.get("ops") or 0) > 0 and (point.get("latency_us") or 0) > 0]
+
+    candidates, networks = measured(run.candidates), measured(run.networks)
+    return candidates if len(candidates) >= len(networks) else networks
 
 
 def rank_correlation(measured: Sequence[Point]) -> float | None:
@@ -177,7 +177,7 @@ def rank_correlation(measured: Sequence[Point]) -> float | None:
 
 
 def misleading_pair(measured: Sequence[Point]) -> Misleading | None:
-    """The pair in which OPs mislead most: the largest product of OPs saved and time lost, among pairs that differ clearly in both."""
+    """The pair in which OPs mislead most, among pairs that differ clearly in both, by OPs saved times time lost."""
     best, worst = None, 0.0
     for fewer in measured:
         for more in measured:

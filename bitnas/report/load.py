@@ -91,9 +91,7 @@ class FailedCandidate:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder in memory. `front`, `networks` and `claims` are empty until the search and the study have written
-    them.
-    """
+    """A run folder in memory; the lists are empty until the search and the study have written them."""
 
     folder: Path
     config: dict[str, Any]
@@ -167,9 +165,7 @@ def _objects(path: Path, entries: Any) -> list[dict[str, Any]]:
 
 
 def _read_journal(path: Path) -> tuple[list[Candidate], list[FailedCandidate]]:
-    """The search's evaluations, its stages put together; those of the study (`stage` begins with "study") are in
-    study.json.
-    """
+    """The search's evaluations, their stages put together. Stages of the study are left out; study.json has them."""
     if not path.exists():
         return [], []
     from ..search.journal import read_journal

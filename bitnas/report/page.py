@@ -1,6 +1,4 @@
-"""The page itself: eight sections of prose, figures and tables. Everything that comes from a file is escaped here or
-in the chart kit.
-"""
+"""The page itself: eight sections of prose, figures and tables. What comes from a file is escaped here or in svg.py."""
 
 from __future__ import annotations
 
@@ -82,14 +80,13 @@ def _trade_off(run: Run) -> str:
     caption = "Up and to the left is better."
     fast = min((n for n in run.networks if n.get("latency_us")), key=lambda n: n.get("latency_us") or 0.0, default=None)
     good = max((n for n in run.networks if n.get("accuracy")), key=lambda n: n.get("accuracy") or 0.0, default=None)
+    if fast and good and fast is good:
+        caption += f" {fast.label} is the fastest and the most accurate of the retrained networks: {_both(fast)}."
+    elif fast and good:
+        caption += f" Of the retrained networks {fast.label} is the fastest ({_both(fast)}) and {good.label} the most "
+        caption += f"accurate ({_both(good)})."
     if fast and good:
-        caption += (
-            f" The fastest retrained network, {fast.label}, reaches {numbers.percent(fast.get('accuracy'))} in "
-            f"{numbers.duration(fast.get('latency_us'))}; the most accurate, {good.label}, "
-            f"{numbers.percent(good.get('accuracy'))} in "
-            f"{numbers.duration(good.get('latency_us'))}. Bars are the accuracy interval and the interquartile "
-            f"range of the latency."
-        )
+        caption += " Bars are the accuracy interval and the interquartile range of the latency."
     elif run.front:
         timed_front = sorted((n for n in run.front if n.get("latency_us")), key=lambda n: n.get("latency_us") or 0.0)
         if timed_front:
@@ -119,6 +116,10 @@ def _trade_off(run: Run) -> str:
         else "No network has both an accuracy and a measured latency yet."
     )
     return "<h2>1. Accuracy against measured latency</h2>" + _figure(lambda w: figures.pareto(run, w), caption, absent)
+
+
+def _both(network: Network) -> str:
+    return f"{numbers.percent(network.get('accuracy'))} in {numbers.duration(network.get('latency_us'))}"
 
 
 def _equal_cost(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The style sheet of the page. Colours are those of Okabe and Ito, told apart by colour-blind eyes; shapes say the same."""
+"""The style sheet of the page. Blue and orange are told apart by colour-blind eyes too, and shapes say it again."""
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #5b6470; --line: #dde1e6; --box: #f5f7f9;

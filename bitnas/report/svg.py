@@ -15,6 +15,7 @@ from html import escape
 FONT = 13.0  # px; the page shows a figure at its natural size, so this is what the reader sees
 _GLYPH, _BOLD_GLYPH = 0.56, 0.63  # mean advance of a sans-serif letter, as a share of the font size
 _LOG_STEPS = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 1.5, 2, 3, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+_RINGS = (1.0, 2.0, 3.2, 4.6)  # how far from its mark a label may stand, in gaps
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -95,6 +96,7 @@ class Canvas:
     height: float
     parts: list[str] = field(default_factory=list)
     taken: list[Box] = field(default_factory=list)  # boxes labels must keep off
+    thin: list[Box] = field(default_factory=list)  # boxes of lines: covered only if need be
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
         self.parts.append(f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
@@ -118,23 +120,23 @@ class Canvas:
         css = f"{css} cross" if shape == "cross" else css  # a cross is all outline
         self.parts.append(f'<path class="{css}" d="{_SHAPES[shape](x, y, size)}">{_title(title)}</path>')
 
-    def keep_off(self, x: float, y: float, half_width: float, half_height: float) -> None:
-        """No label is to cover this box around (x, y)."""
-        self.taken.append((x - half_width, y - half_height, x + half_width, y + half_height))
+    def keep_off(self, x: float, y: float, half_width: float, half_height: float, *, thin: bool = False) -> None:
+        """No label is to cover this box around (x, y); `thin`: if it can be helped."""
+        boxes = self.thin if thin else self.taken
+        boxes.append((x - half_width, y - half_height, x + half_width, y + half_height))
 
     def label(self, x: float, y: float, text: str, css: str, bounds: Box) -> None:
-        """Write `text` beside the mark at (x, y) where it covers nothing and stays inside `bounds`; leave it out if
-        it fits nowhere.
-        """
+        """Write `text` beside the mark at (x, y) where it covers nothing, inside `bounds`; or not at all."""
         width, gap = text_width(text, bold=True), 10.0
-        for ring in (1.0, 2.0, 3.2, 4.6):
+        tries = [(ring, [*self.taken, *self.thin]) for ring in _RINGS] + [(ring, self.taken) for ring in _RINGS]
+        for ring, boxes in tries:
             reach = gap * ring
             for dx, dy in ((1, -0.7), (-1, -0.7), (1, 0.9), (-1, 0.9), (1, 0), (-1, 0), (0, -1.2), (0, 1.5)):
                 left = x + dx * reach - (width if dx < 0 else width / 2 if dx == 0 else 0)
                 middle = y + dy * reach
                 box = (left, middle - FONT * 0.55, left + width, middle + FONT * 0.55)
                 inside = bounds[0] <= box[0] and bounds[1] <= box[1] and box[2] <= bounds[2] and box[3] <= bounds[3]
-                if inside and not any(_overlap(box, other) for other in self.taken):
+                if inside and not any(_overlap(box, other) for other in boxes):
                     if ring > 1:
                         self.line(x, y, min(max(x, box[0]), box[2]), middle, "leader")
                     self.text(left, middle + FONT * 0.35, text, css)
@@ -152,9 +154,7 @@ class Canvas:
         *,
         x_ticks: int = 6,
     ) -> None:
-        """Grid lines, tick labels and the names of both axes (the y name stands above the axis, so no text is
-        turned).
-        """
+        """Grid lines, tick labels and the names of both axes; the y name stands above its axis, not turned."""
         for tick in y.ticks(5):
             self.line(x.start, y(tick), x.end, y(tick), "grid")
             self.text(x.start - 7, y(tick) + 4, y_text(tick), "tick", "end")

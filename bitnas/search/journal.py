@@ -91,7 +91,7 @@ class Record:
     def of(cls, metrics: Mapping[str, Any], **fields: Any) -> Record:
         """A record of `metrics`; a value that is no finite number makes it a failed one that says which."""
         values: dict[str, float] = {}
-        for name, value in metrics.items():
+        for name, value in sorted(metrics.items()):  # in the order in which the journal gives them back
             try:
                 values[name] = float(value)
             except (TypeError, ValueError):

@@ -202,7 +202,7 @@ def test_doctor_notices_wrong_results(run, monkeypatch):
 def test_bench_holds_torch_to_the_same_instructions():
     script = (
         "import os, sys\nfrom bitnas.cli.bench import hold_to\nassert 'torch' not in sys.modules\nhold_to('avx2')\n"
-        "import torch\nassert torch.backends.cpu.get_cpu_capability() == 'AVX2', torch.backends.cpu.get_cpu_capability()\n"
+        "import torch\nassert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
         "assert os.environ['BITNAS_ISA'] == 'avx2' and os.environ['ONEDNN_MAX_CPU_ISA'] == 'AVX2'\n"
         "try:\n    hold_to('avx2')\nexcept RuntimeError as error:\n    print(error)\n"
     )

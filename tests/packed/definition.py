@@ -1,7 +1,7 @@
 """What a frozen network is defined to compute, written down a second time, in numpy.
 
-Every binary layer is replaced by its exact integers, every batch norm behind one by y = fl32(fl32(s * dot) + t) with s and
-t computed in float64 and stored in float32. A frozen network must give the same bits at every binary layer.
+Every binary layer is replaced by its exact integers, every batch norm behind one by y = fl32(fl32(s * dot) + t) with s
+and t computed in float64 and stored in float32. A frozen network must give the same bits at every binary layer.
 """
 
 import copy

@@ -398,7 +398,7 @@ REFUSED = {
     "group norm": (lambda: nn.Sequential(conv(), nn.GroupNorm(2, 8)), "1 is a GroupNorm"),
     "softmax": (lambda: nn.Sequential(conv(), nn.Softmax(1)), "1 is a Softmax"),
     "reflected padding": (
-        lambda: nn.Sequential(conv(), nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect")), "1: padding_mode='reflect'",
+        lambda: nn.Sequential(conv(), nn.Conv2d(8, 4, 3, padding_mode="reflect")), "1: padding_mode='reflect'",
     ),
     "function": (lambda: User(lambda m, x: torch.sigmoid(m.c(x)), c=conv()), "calls sigmoid"),
     "method": (lambda: User(lambda m, x: m.c(x).view(-1, 8), c=conv()), "calls view"),
@@ -410,11 +410,11 @@ REFUSED = {
     "branch on shape": (lambda: User(lambda m, x: m.c(x) if x.shape[0] > 1 else x, c=conv()), "must not branch"),
     "two outputs": (lambda: User(lambda m, x: (m.c(x), x), c=conv()), "returns one tensor"),
     "nothing": (lambda: nn.Sequential(nn.Identity()), "nothing to freeze"),
-    "own forward": (lambda: nn.Sequential(Doubled(3, 4, 3)), "0 is a Doubled, a BinaryConv2d with a forward of its own"),
+    "own forward": (lambda: nn.Sequential(Doubled(3, 4, 3)), "0 is a Doubled, .* forward of its own"),
     "read after relu": (lambda: User(read_after_relu, c=conv(3, 3), d=conv(3, 3), r=nn.ReLU(inplace=True)), "in place"),
     "read after add": (lambda: User(read_after_add, c=conv(3, 3), d=conv(3, 3)), "in place"),
     "no statistics": (
-        lambda: nn.Sequential(conv(), nn.BatchNorm2d(8, track_running_stats=False), conv(8, 4)), "1|0.*running statistics",
+        lambda: nn.Sequential(conv(), nn.BatchNorm2d(8, track_running_stats=False), conv(8, 4)), "running statistics",
     ),
     "float64": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), conv(4, 4)).double(), "0.weight is torch.float64"),
 }  # fmt: skip
@@ -473,12 +473,13 @@ def test_what_is_not_a_module_and_what_is_frozen_already():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_untouched(training):
     model = bitnas.create_model("resnet18", base_width=0.1, input_size=(3, 8, 8), num_classes=4).train(training)
+    model.bn1.train(not training)  # one layer in another mode than the rest
+    modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    x = images(2)
+    x = images(2, 3, 8, 8)
     frozen = bitnas.freeze(model)
     bitnas.verify(model, frozen, x)
-    assert model.training is training
-    assert all(module.training is training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -107,11 +107,16 @@ def test_slow_layers_are_named(tmp_path):
 
 
 def test_the_pair_in_which_operations_mislead_is_stated(tmp_path):
-    folder = study_folder(tmp_path / "run")
-    study = json.loads((folder / "study.json").read_text())
-    study["networks"][0] |= {"ops": 1e4, "latency_us": 900.0, "latency_iqr_us": 2.0}
-    write_json(folder / "study.json", study)
-    assert "and yet takes" in page(folder).text
+    folder = search_folder(tmp_path / "run", latency=False)
+    times = [10.0, 20.0, 90.0, 40.0, 50.0]
+    networks = [
+        network("searched", str(i), (1.0,) * 6, 0.9, ops=1e5 * i, latency_us=us, latency_iqr_us=2.0)
+        for i, us in enumerate(times, 1)
+    ]
+    write_json(folder / "study.json", {"networks": networks, "claims": []})
+    text = page(folder).text
+    assert "40 % fewer OPs than another (300 k against 500 k) and yet takes 1.80 times as long" in text
+    assert "is 0.70 over 5 networks" in text
 
 
 def test_no_pair_misleads_when_time_follows_operations(tmp_path):

@@ -14,7 +14,7 @@ def score(genome, delay=0.0):
     time.sleep(delay)
     cost = sum(ratio * weight for ratio, weight in zip(genome, (1, 3, 2, 5), strict=True))
     gain = sum(math.sqrt(ratio) * weight for ratio, weight in zip(genome, (5, 4, 3, 2), strict=True))
-    return {"accuracy": gain / 30, "ops": cost}
+    return {"ops": cost, "accuracy": gain / 30}
 
 
 def timed(genome, log=""):

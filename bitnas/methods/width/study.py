@@ -124,7 +124,7 @@ def choose(
         pair = chr(ord("A") + len(contenders) // 2)
         searched = Contender(f"searched-{pair}", "searched", pair, tuple(row["ratios"]), row["flops"])
         partner = _partner(searched, config)
-        if partner is not None and abs(partner.flops / searched.flops - 1) <= tolerance:
+        if abs(partner.flops / searched.flops - 1) <= tolerance:
             contenders += [searched, partner]
         if len(contenders) == 2 * picks:
             break
@@ -147,14 +147,11 @@ def _by_preference(rows: Sequence[Mapping[str, Any]], config: WidthSearchConfig)
     return list({tuple(row["ratios"]): row for row in reversed(ordered)}.values())[::-1]
 
 
-def _partner(searched: Contender, config: WidthSearchConfig) -> Contender | None:
+def _partner(searched: Contender, config: WidthSearchConfig) -> Contender:
     def flops(multiplier: float) -> float:
         return evaluate.costs(config, evaluate.network_config(config, multiplier))["flops"]
 
-    try:
-        multiplier = uniform_multiplier(searched.flops, flops)
-    except ValueError:
-        return None
+    multiplier = uniform_multiplier(searched.flops, flops, low=min(searched.ratios), high=max(searched.ratios))
     ratios = (multiplier,) * len(searched.ratios)
     return Contender(f"uniform-{searched.pair}", "uniform", searched.pair, ratios, flops(multiplier))
 
