@@ -1,7 +1,7 @@
 """No weak symbols in objects built for one instruction set.
 
-An inline function compiled there would be a weak symbol, and the linker might keep that copy for everybody: a CPU without
-those instructions would crash in code that has nothing to do with kernels.
+An inline function compiled there would be a weak symbol, and the linker might keep that copy for everybody: a CPU
+without those instructions would crash in code that has nothing to do with kernels.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -39,20 +40,7 @@ def test_shipped_lists_are_the_layers_of_the_networks(name):
         if isinstance(layer, BinaryConv2d):
             layer.register_forward_pre_hook(record)
     model(torch.empty(1, *model.config.input_size, device="meta"))
-    listed = [
-        (
-            layer.cin,
-            layer.cout,
-            layer.h,
-            layer.w,
-            layer.kernel,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-        )
-        for layer in read_shapes(name)
-    ]
+    listed = [astuple(layer)[1:] for layer in read_shapes(name)]
     assert len(listed) == len(set(listed))
     assert set(listed) == found
 
@@ -119,7 +107,7 @@ def test_multiply_adds():
 # ---- a run --------------------------------------------------------------------------
 
 
-def test_a_run_has_every_figure(threads):
+def test_a_run_has_every_figure():
     rows_seen = []
     result = bench_layers(
         [TINY, Layer("grouped", 8, 16, 5, 5, stride=2, groups=2)],
@@ -147,8 +135,14 @@ def test_a_run_has_every_figure(threads):
         assert ratio == pytest.approx(math.prod(ratios) ** 0.25)
     assert rows_seen[0] == (0, 4, "tiny, batch 1, 1 thread(s)")
     assert rows_seen[-1] == (4, 4, "")
-    assert torch.get_num_threads() == threads
-    assert torch.backends.quantized.engine in torch.backends.quantized.supported_engines
+
+
+def test_threads_and_engine_are_put_back(threads):
+    engine = torch.backends.quantized.engine
+    with threads() as before:
+        bench_layers([TINY], threads=(3 - before,), seconds=0.01)
+        assert torch.get_num_threads() == before
+    assert torch.backends.quantized.engine == engine
 
 
 def test_one_peer_or_none():

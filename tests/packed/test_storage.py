@@ -36,7 +36,7 @@ def path(frozen, tmp_path):
     return tmp_path / "net.safetensors"
 
 
-def refused(path, match=""):
+def refused(path, match=None):
     with pytest.raises(CorruptFileError, match=match) as caught:
         bitnas.load(path)
     assert str(path) in str(caught.value)

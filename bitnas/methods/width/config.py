@@ -44,8 +44,9 @@ class WidthSearchConfig:
         generations: how many; the first one is random.
         epochs: of training for a candidate.
         parent_epochs: of training for the widest network, whose weights the candidates inherit.
-        start_uniform: up to half of the first generation are the uniform networks of the choices, narrowest first. The
-            paper does not say how its first generation is made.
+        start_uniform: the first generation is made of the uniform networks of the choices, narrowest first and at most
+            half of it, and of crossings of those, so that it is spread over the costs; random codes are mostly wide.
+            The paper does not say how its first generation is made.
         inherit: False trains every candidate from its own random weights; no parent is trained.
         seed: decides the split, the parent, the candidates and the strategy.
         objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are

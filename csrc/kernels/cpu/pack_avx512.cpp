@@ -2,6 +2,7 @@
 // Channels first: sixteen pixels side by side, one channel's bit at a time ORed in.
 #include <immintrin.h>
 
+#include "kernels/cpu/mask_avx512.h"
 #include "kernels/pack.h"
 
 namespace bitnas::cpu {
@@ -41,7 +42,7 @@ void pack_channels_last(const PackArgs& args, int64_t begin, int64_t end) {
                 ? _mm512_mask_cmp_ps_mask(lanes, x, threshold, _CMP_GE_OQ)
                 : _mm512_mask_cmp_ps_mask(lanes, _mm512_mul_ps(x, load<f32>(args.directions, c, lanes)),
                                           load<f32>(args.thresholds, c, lanes), _CMP_GE_OQ);
-        word |= static_cast<Word>(ones) << (c & 63);
+        word |= mask_bits(ones) << (c & 63);
       }
       args.out[pixel * words + i] = word;
     }

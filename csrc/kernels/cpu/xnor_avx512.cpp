@@ -7,6 +7,7 @@
 //   vpaddd zmm               1      p05             4
 #include <immintrin.h>
 
+#include "kernels/cpu/mask_avx512.h"
 #include "kernels/xnor.h"
 
 namespace bitnas::cpu {
@@ -84,7 +85,7 @@ inline void tile(const Strip& s, int64_t first) {
       const __mmask16 lanes = left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
       const __m512i offset = _mm512_maskz_loadu_epi32(lanes, offsets + v * kLanes);
       if (s.kind == EpilogueKind::kBits) {
-        ones |= static_cast<Word>(_mm512_cmple_epi32_mask(acc[p][v], offset)) << (v * kLanes);
+        ones |= mask_bits(_mm512_cmple_epi32_mask(acc[p][v], offset)) << (v * kLanes);
         continue;
       }
       const __m512i dot = _mm512_sub_epi32(offset, _mm512_sll_epi32(acc[p][v], shift));
