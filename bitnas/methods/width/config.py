@@ -214,14 +214,14 @@ _INTEGERS = {
 }
 _TOLERANCES = ("accuracy_tolerance", "latency_tolerance")
 
-# Settings that suit a data set, on top of the defaults. The un-widened digits network is close to the best that any width
-# reaches, so the paper's penalty of 4 points would hold the search at the narrow end.
+# Settings that suit a data set, on top of the defaults. The un-widened digits network is close to the best that any
+# width reaches, so the paper's penalty of 4 points would hold the search at the narrow end.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "base_width": 0.25,
         "start_uniform": True,
         "fitness_lambda": 2.0,
-        "epochs": 3,
+        "epochs": 4,
         "parent_epochs": 4,
         "recipe": "digits",
         "parent_recipe": "digits-parent",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from bitnas.files import CorruptFileError, write_json_atomic
@@ -22,6 +23,7 @@ from bitnas.methods.width import evaluate
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.search import NSGA2, Evolution, Journal, Stage, WidthSpace, WorkerPool, run_search, run_tasks
 from bitnas.search.loop import Candidate, front_of
+from bitnas.search.space import Genome
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -241,14 +243,25 @@ def _space(config: WidthSearchConfig) -> WidthSpace:
 
 def _strategy(config: WidthSearchConfig) -> Evolution | NSGA2:
     space = _space(config)
-    initial = (
-        [space.uniform(ratio) for ratio in config.choices[: config.population // 2]] if config.start_uniform else []
-    )
+    initial = _first_generation(config, space) if config.start_uniform else []
     if config.paper_mode:
         return Evolution(space, population=config.population, seed=config.seed, initial=initial)
     return NSGA2(
         space, objectives=len(config.objectives), population=config.population, seed=config.seed, initial=initial
     )
+
+
+def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Genome]:
+    """Uniform networks and crossings of two of them; see `WidthSearchConfig.start_uniform`."""
+    rng = Random(config.seed)
+    uniform = [space.uniform(ratio) for ratio in config.choices[: max(2, config.population // 2)]]
+    codes = dict.fromkeys(uniform)
+    for _ in range(100 * config.population):  # enough to fill it, unless there are no more crossings
+        if len(codes) == config.population:
+            break
+        mother, father = rng.sample(uniform, 2)
+        codes.setdefault(space.crossover(mother, father, rng))
+    return list(codes)
 
 
 def _latency_stage(config: WidthSearchConfig) -> Stage:
@@ -309,6 +322,8 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
         {"format": evaluate.PARENT_FORMAT, "network": network.to_dict(), "accuracy": accuracy},
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    del model
+    evaluate.release_memory()
     notify({"event": "parent_end", "accuracy": accuracy})
 
 

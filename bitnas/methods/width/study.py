@@ -67,8 +67,9 @@ def study(
             "study_network" (one row of the result) and "study_end" (claims).
 
     Returns:
-        What it writes: `{"networks": [...], "claims": [...], "protocol": {...}}`. Accuracies are means over the folds,
-        with 95 % intervals; a claim holds the paired difference over the same folds.
+        What it writes: `{"networks": [...], "claims": [...], "overall": {...}, "protocol": {...}}`. Accuracies are
+        means over the folds, with 95 % intervals; a claim holds the paired difference over the same folds, and
+        "overall" the mean of these over the pairs.
 
     Raises:
         FileNotFoundError: the folder holds no run, or its search has not finished.
@@ -102,13 +103,15 @@ def study(
         ]
         for network in networks:
             notify({"event": "study_network", **network})
+        claims = _claims(contenders, trained, networks, folds)
         result = {
             "networks": networks,
-            "claims": _claims(contenders, trained, networks, folds),
+            "claims": claims,
+            "overall": _overall(claims),
             "protocol": _protocol(config, folds, epochs),
         }
         write_json_atomic(folder / STUDY, result)
-    notify({"event": "study_end", "claims": result["claims"]})
+    notify({"event": "study_end", "claims": claims})
     return result
 
 
@@ -134,14 +137,14 @@ def choose(
 def _by_preference(rows: Sequence[Mapping[str, Any]], config: WidthSearchConfig) -> list[Mapping[str, Any]]:
     """Winners of the paper's fitness under several penalties first, so that the picks differ in cost; then the others.
 
-    The penalties are the run's own, then 2, 4, 8 ... times it (cheaper networks), then a half, a quarter ... (dearer).
+    The penalties are the run's own, then 4, 16, 64 times it (cheaper networks), then a quarter, a 16th ... (dearer).
     """
     unit, penalty = evaluate.unit_flops(config), config.fitness_lambda or 1.0
 
     def fitness(row: Mapping[str, Any], scale: float = 1.0) -> float:
         return 100 * row["accuracy"] - scale * penalty * row["flops"] / unit
 
-    scales = [2.0**power for power in (*range(9), *range(-1, -9, -1))]
+    scales = [4.0**power for power in (0, 1, 2, 3, -1, -2, -3)]
     winners = [max(rows, key=lambda row: fitness(row, scale)) for scale in scales] if rows else []
     ordered = [*winners, *sorted(rows, key=fitness, reverse=True)]
     return list({tuple(row["ratios"]): row for row in reversed(ordered)}.values())[::-1]
@@ -212,6 +215,7 @@ def _fit(config: WidthSearchConfig, ratios: Genome, part: Any, epochs: int, seed
     model = evaluate.make_network(evaluate.network_config(config, ratios), seed)
     recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=epochs)
     train.fit(model, dataset.images[part], dataset.labels[part], recipe, seed=seed)
+    evaluate.release_memory()
     return model
 
 
@@ -234,9 +238,10 @@ def time_network(ratios: Genome, settings: dict[str, Any], path: str) -> dict[st
 
 def load_trained(config: WidthSearchConfig, ratios: Genome, path: str | os.PathLike[str]) -> Any:
     """The network `train_final` wrote, in evaluation mode."""
-    model = evaluate.make_network(evaluate.network_config(config, ratios), 0)
+    network = evaluate.network_config(config, ratios)
+    model = evaluate.make_network(network, 0)
     tensors, metadata = load_tensors(path, expected_format=TRAINED_FORMAT)
-    if metadata.get("network") != model.config.to_dict():
+    if metadata.get("network") != network.to_dict():
         raise CorruptFileError(path, "holds another network than the study's")
     model.load_state_dict(tensors)
     return model.eval()
@@ -325,7 +330,7 @@ def _finish(
     if not _holds(path, config, contender):  # lost, or of an earlier study: the same training gives the same file
         with torch_threads(1):
             train_final(contender.ratios, settings, epochs, str(path))
-    model = load_trained(config, contender.ratios, path)
+    network, model = evaluate.network_config(config, contender.ratios), load_trained(config, contender.ratios, path)
     frozen = packed.freeze(model)
     verification = packed.verify(model, frozen, dataset.images[split.test])
     file = folder / NETWORKS / f"{contender.label}.safetensors"
@@ -343,7 +348,7 @@ def _finish(
         "kind": contender.kind,
         "pair": contender.pair,
         "ratios": list(contender.ratios),
-        "widths": list(widths(model.config)),
+        "widths": list(widths(network)),
         "accuracy": accuracy.mean,
         "accuracy_low": max(0.0, accuracy.low),
         "accuracy_high": min(1.0, accuracy.high),
@@ -351,7 +356,7 @@ def _finish(
         "unseen_accuracy": sum(r["unseen_correct"] for r in results) / unseen if unseen else None,
         "unseen_images": int(unseen),
         "test_accuracy": records[-1].metrics["test_accuracy"],
-        **evaluate.costs(config, model.config),
+        **evaluate.costs(config, network),
         "packed_bytes": packed.packed_bytes(frozen),
         "latency_us": timed.get("latency_us"),
         "latency_iqr_us": timed.get("latency_iqr_us"),
@@ -421,6 +426,25 @@ def _claims(
             }
         )
     return claims
+
+
+def _overall(claims: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The difference averaged over the pairs, fold by fold; None if no pair could be compared."""
+    compared = [claim for claim in claims if "differences" in claim]
+    if not compared:
+        return None
+    per_fold = [math.fsum(values) / len(values) for values in zip(*(c["differences"] for c in compared), strict=True)]
+    interval = compare.fold_interval(per_fold)
+    ratio = math.fsum(claim["flops_ratio"] for claim in compared) / len(compared)
+    return {
+        "pairs": len(compared),
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "flops_ratio": ratio,
+        "outcome": compare.outcome(interval),
+        "verdict": compare.sentence(interval, ratio),
+    }
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
