@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 # Small enough for three minutes on two cores, large enough for a front: the preset of the digits decides the rest.
-_SEARCH: dict[str, Any] = {"population": 10, "generations": 4, "objectives": ("accuracy", "ops", "latency")}
-_STUDY: dict[str, Any] = {"picks": 3, "folds": 5, "epochs": 8}
+_SEARCH: dict[str, Any] = {"population": 12, "generations": 4, "objectives": ("accuracy", "ops", "latency")}
+_STUDY: dict[str, Any] = {"picks": 3, "folds": 6, "epochs": 8}
 
 
 def demo(

@@ -31,6 +31,9 @@ def search(
     fitness_lambda: Annotated[
         float | None, typer.Option(help="Accuracy points one un-widened network of FLOPs must bring. [paper: 4]")
     ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Largest FLOPs of a candidate, in those of the un-widened network.")
+    ] = None,
     base_width: Annotated[float | None, typer.Option(help="Multiplies every base width.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Training recipe of the candidates.")] = None,
     inherit: Annotated[
@@ -62,6 +65,7 @@ def search(
         "objectives": names(objectives),
         "choices": floats("--choices", choices),
         "fitness_lambda": fitness_lambda,
+        "budget": budget,
         "base_width": base_width,
         "recipe": recipe,
         "latency_batch": latency_batch,

@@ -114,6 +114,19 @@ def headline(run: Run) -> str:
     comparisons = compare(run)
     if not comparisons:
         return "The study holds no searched network with a uniform one of equal cost beside it, so there is no verdict."
+    return f"{_pair_by_pair(comparisons)}{_on_average(run)}"
+
+
+def _on_average(run: Run) -> str:
+    """The study's difference over all pairs together, where several were compared."""
+    gain, low, high = (number(run.overall, name) for name in ("difference", "low", "high"))
+    if gain is None or low is None or high is None or (run.overall.get("pairs") or 0) < 2:
+        return ""
+    interval = f"{points(gain)} points (95 % interval {points(low)} to {points(high)})"
+    return f" Over all {run.overall['pairs']} pairs together the searched networks differ by {interval}."
+
+
+def _pair_by_pair(comparisons: Sequence[Comparison]) -> str:
     wins = [c for c in comparisons if c.verdict == BETTER]
     losses = [c for c in comparisons if c.verdict == WORSE]
     if wins:

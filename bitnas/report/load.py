@@ -100,6 +100,7 @@ class Run:
     front: list[Network] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    overall: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[Network, Network]]:
@@ -144,6 +145,7 @@ def load_run(folder: str | Path) -> Run:
         front=[Network(entry) for entry in _objects(folder / "front.json", front)],
         networks=[Network(entry) for entry in _objects(folder / "study.json", study.get("networks", []))],
         claims=_objects(folder / "study.json", study.get("claims", [])),
+        overall=study["overall"] if isinstance(study.get("overall"), dict) else {},
         protocol=study["protocol"] if isinstance(study.get("protocol"), dict) else {},
     )
 

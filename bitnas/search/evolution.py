@@ -26,7 +26,7 @@ def penalised_accuracy(accuracy: float, relative_flops: float, *, penalty: float
 
 
 def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
-    """Up to `count` distinct codes that are not in `seen`; fewer only when the space has no more."""
+    """Up to `count` distinct permitted codes that are not in `seen`; fewer when there are no more to be found."""
     fresh: list[Genome] = []
     taken = set(seen)
     misses = 0
@@ -38,6 +38,8 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
             misses = 0
             continue
         misses += 1
+        if misses > 1000 and space.allowed is not None:  # asking of every code whether it is allowed may take hours
+            return fresh
         if misses > 1000 and space.size <= 1_000_000:  # nearly exhausted: list what is left instead of guessing
             left = [genome for genome in space.enumerate() if genome not in taken]
             rng.shuffle(left)
@@ -119,7 +121,7 @@ class Evolution:
             if self._rng.random() < self.crossover_rate:
                 child = self.space.crossover(child, self._parent(), self._rng)
             child = self.space.mutate(child, self._rng, rate=self.mutation_rate)
-            if child not in taken:
+            if child not in taken and self.space.permits(child):
                 taken.add(child)
                 children.append(child)
         return children

@@ -61,13 +61,15 @@ class NSGA2:
         strategy = self
 
         class UnseenOnly(DuplicateElimination):
-            """Drops codes asked for at any time and repeats within the batch."""
+            """Drops codes asked for at any time, repeats within the batch, and codes that are not permitted."""
 
             def _do(self, pop: Any, other: Any, is_duplicate: Any) -> Any:
                 batch = set() if other is None else {tuple(ind.X) for ind in other}
                 for index, individual in enumerate(pop):
                     code = tuple(individual.X)
-                    is_duplicate[index] = code in batch or strategy._decode(code) in strategy._seen
+                    genome = strategy._decode(code)
+                    known = code in batch or genome in strategy._seen
+                    is_duplicate[index] = known or not strategy.space.permits(genome)
                     if other is None:
                         batch.add(code)
                 return is_duplicate

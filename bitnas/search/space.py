@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 Genome = tuple[float, ...]
@@ -31,6 +31,7 @@ class WidthSpace:
     Args:
         choices: the ratios allowed at each position; positive, finite, distinct. Kept sorted.
         length: ratios in a code, at least 1 (6 for VGG-small, 12 for ResNet-18).
+        allowed: says of a code whether it may be asked for at all, such as one within a budget; None allows every code.
 
     Raises:
         ValueError: a choice is not a positive finite number, is repeated, there is none, or `length` is below 1.
@@ -38,6 +39,7 @@ class WidthSpace:
 
     choices: Genome = DEFAULT_CHOICES
     length: int = 6
+    allowed: Callable[[Genome], bool] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         choices = tuple(sorted(float(choice) for choice in self.choices))
@@ -51,7 +53,7 @@ class WidthSpace:
 
     @property
     def size(self) -> int:
-        """Number of codes."""
+        """Number of codes, those that are not allowed included."""
         return len(self.choices) ** self.length
 
     def validate(self, genome: Sequence[float]) -> Genome:
@@ -78,9 +80,17 @@ class WidthSpace:
         """The code with the same ratio everywhere; ValueError if it is not a choice."""
         return self.validate((ratio,) * self.length)
 
-    def random(self, rng: Random) -> Genome:
-        """A code drawn uniformly."""
-        return tuple(rng.choice(self.choices) for _ in range(self.length))
+    def permits(self, genome: Genome) -> bool:
+        """Whether the code may be asked for."""
+        return self.allowed is None or self.allowed(genome)
+
+    def random(self, rng: Random, *, draws: int = 2000) -> Genome:
+        """A permitted code drawn uniformly; ValueError if none of `draws` codes is permitted."""
+        for _ in range(draws):
+            genome = tuple(rng.choice(self.choices) for _ in range(self.length))
+            if self.permits(genome):
+                return genome
+        raise ValueError(f"none of {draws} random codes is within the limits of the search; widen them")
 
     def enumerate(self, *, limit: int = 1_000_000) -> Iterator[Genome]:
         """Every code, in lexicographic order; ValueError if there are more than `limit`."""

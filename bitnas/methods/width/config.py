@@ -51,6 +51,7 @@ class WidthSearchConfig:
         seed: decides the split, the parent, the candidates and the strategy.
         objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
             searched with NSGA-II.
+        budget: FLOPs that a candidate may have, in those of the un-widened network, or None; dearer ones are never trained.
         fitness_lambda: percent points of accuracy that one un-widened network of FLOPs must bring.
         recipe, parent_recipe: names in `bitnas.train.RECIPES`; `epochs` and `parent_epochs` replace theirs.
         base_width: multiplies the network's base widths.
@@ -78,6 +79,7 @@ class WidthSearchConfig:
     inherit: bool = True
     seed: int = 0
     objectives: tuple[str, ...] = ("fitness",)
+    budget: float | None = None
     fitness_lambda: float = 4.0
     recipe: str = "shen2019-cifar10"
     parent_recipe: str = "shen2019-cifar10"
@@ -124,11 +126,14 @@ class WidthSearchConfig:
                 f"train_fraction, val_fraction: got {self.train_fraction} and {self.val_fraction}, "
                 "wanted a sum below 1, so that a test split remains"
             )
-        if self.timeout is not None:
-            if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
-                raise TypeError(f"timeout: got {self.timeout!r}, wanted seconds or None")
-            if not self.timeout > 0:
-                raise ValueError(f"timeout: got {self.timeout}, wanted positive seconds or None")
+        for name, unit in (("timeout", "seconds"), ("budget", "multiples of the un-widened network")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name}: got {value!r}, wanted {unit} or None")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: got {value}, wanted positive {unit} or None")
         choices = tuple(sorted(float(choice) for choice in self.choices))
         if len(choices) < 2 or len(set(choices)) != len(choices) or not all(0 < c < math.inf for c in choices):
             raise ValueError(f"choices: got {self.choices!r}, wanted at least two distinct positive ratios")
@@ -215,12 +220,13 @@ _INTEGERS = {
 _TOLERANCES = ("accuracy_tolerance", "latency_tolerance")
 
 # Settings that suit a data set, on top of the defaults. The un-widened digits network is close to the best that any
-# width reaches, so the paper's penalty of 4 points would hold the search at the narrow end.
+# width reaches, so wider ones are not worth a search's time: they are kept out by a budget.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "base_width": 0.25,
         "start_uniform": True,
-        "fitness_lambda": 2.0,
+        "fitness_lambda": 4.0,
+        "budget": 1.0,
         "epochs": 4,
         "parent_epochs": 4,
         "recipe": "digits",

@@ -7,6 +7,7 @@ what is in the folder is used, what is missing is made, and the result is that o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import shlex
@@ -238,7 +239,16 @@ def _machine() -> dict[str, Any]:
 def _space(config: WidthSearchConfig) -> WidthSpace:
     from bitnas.models import num_ratios
 
-    return WidthSpace(config.choices, num_ratios(config.model))
+    budget = config.budget
+    if budget is None:
+        return WidthSpace(config.choices, num_ratios(config.model))
+
+    @functools.cache
+    def within_budget(genome: Genome) -> bool:
+        flops = evaluate.costs(config, evaluate.network_config(config, genome))["flops"]
+        return flops <= budget * evaluate.unit_flops(config)
+
+    return WidthSpace(config.choices, num_ratios(config.model), within_budget)
 
 
 def _strategy(config: WidthSearchConfig) -> Evolution | NSGA2:
@@ -255,12 +265,14 @@ def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Geno
     """Uniform networks and crossings of two of them; see `WidthSearchConfig.start_uniform`."""
     rng = Random(config.seed)
     uniform = [space.uniform(ratio) for ratio in config.choices[: max(2, config.population // 2)]]
-    codes = dict.fromkeys(uniform)
+    codes = dict.fromkeys(filter(space.permits, uniform))
     for _ in range(100 * config.population):  # enough to fill it, unless there are no more crossings
         if len(codes) == config.population:
             break
         mother, father = rng.sample(uniform, 2)
-        codes.setdefault(space.crossover(mother, father, rng))
+        child = space.crossover(mother, father, rng)
+        if space.permits(child):
+            codes.setdefault(child)
     return list(codes)
 
 
