@@ -1,8 +1,8 @@
 """The binary convolutions of ResNet-18 and VGG-small against torch's float32, bfloat16 and int8, per instruction set.
 
 Each instruction set runs in a process of its own, because torch, oneDNN and FBGEMM read their limits once, when they
-are loaded: a comparison is fair only when both sides may use the same instructions. The best set runs without limits,
-so torch may use whatever it has. Run nothing else on the machine meanwhile.
+are loaded: a comparison is fair only when both sides may use the same instructions. Run nothing else on the machine
+meanwhile.
 """
 
 import argparse
@@ -14,35 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bitnas.cost.machine import TORCH_LIMITS
+
 RESULTS = Path(__file__).parent / "results"
 
 # The shipped layer lists and the batch sizes they are timed at.
 NETWORKS = {"resnet18": (1, 32), "vgg_small": (1, 64)}
-
-LIMITS = {
-    "scalar": {
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",  # it has nothing below
-    },
-    "avx2": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-    },
-    "avx512": {
-        "ATEN_CPU_CAPABILITY": "avx512",
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-    },
-}
-
-
-def limits(isa: str, isas: list[str]) -> dict[str, str]:
-    """The environment that holds torch to an instruction set; empty for the best one of this CPU."""
-    return {} if isa == isas[-1] else LIMITS[isa]
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -65,8 +42,8 @@ def report_progress(done: int, total: int, what: str) -> None:
     print(f"\r{done}/{total} {what:40}", end="" if done < total else "\r", file=sys.stderr, flush=True)
 
 
-def run_child(isa: str, isas: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    held = limits(isa, isas)
+def run_child(isa: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    held = TORCH_LIMITS[isa]
     command = [sys.executable, __file__, "--child", f"--seconds={options.seconds}", f"--threads={options.threads}"]
     command += ["--quick"] * options.quick
     environment = {**os.environ, **held, "BITNAS_ISA": isa}
@@ -109,9 +86,7 @@ def main() -> None:
     parser.add_argument("--isa", help="instruction sets with commas (default: all of this CPU)")
     parser.add_argument("--seconds", type=float, help="time spent on each layer (default 0.5, quick 0.02)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--quick", action="store_true", help="two layers of each network at batch 1; writes nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="two layers of each network at batch 1; writes nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <machine>.json")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,7 +100,7 @@ def main() -> None:
         parser.error(f"--isa: got {unknown[0]!r}, this CPU and build run {', '.join(isas)}")
     runs: list[dict[str, Any]] = []
     for isa in wanted:
-        for run in run_child(isa, isas, options):
+        for run in run_child(isa, options):
             show(run)
             runs.append(run)
     if not options.quick:

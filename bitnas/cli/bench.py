@@ -8,13 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-# How torch and oneDNN are held to the same instructions, so that a comparison is fair. Both read these when torch is
-# first imported.
 DEFAULT_SHAPES = "resnet18"
-_PEERS = {
-    "scalar": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-}
 
 
 def bench(
@@ -70,8 +64,10 @@ def hold_to(isa: str) -> None:
         return
     if "torch" in sys.modules:
         raise RuntimeError(f"--isa {isa}: torch is loaded already and reads its limits only when it loads")
+    from ..cost.machine import TORCH_LIMITS
+
     os.environ["BITNAS_ISA"] = isa
-    os.environ.update(_PEERS.get(isa, {}))
+    os.environ.update(TORCH_LIMITS.get(isa, {}))
 
 
 def _table(result: dict[str, Any]) -> Any:

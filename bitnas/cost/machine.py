@@ -9,6 +9,24 @@ from typing import Any
 # Raised whenever a kernel changes speed: latencies of another version are not comparable.
 KERNEL_VERSION = 1
 
+# How torch and its libraries are held to the instructions a kernel may use, so that a comparison is fair. They read
+# these once, when torch is first imported.
+TORCH_LIMITS: dict[str, dict[str, str]] = {
+    "scalar": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",  # it has nothing below
+    },
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "avx512": {},  # the best there is here: torch may use whatever it has
+}
+
 
 def _cpu_model() -> str:
     try:

@@ -142,6 +142,7 @@ class _Lowering:
         self.model = model
         self.graph = fx.GraphModule(model, graph).graph
         self.sources = self._name_calls()  # before dead code goes: a hook sees dead calls too
+        _flatten_views(self.graph)
         self.graph.eliminate_dead_code()
         self._check_in_place()
         self.steps: list[Step] = []
@@ -404,6 +405,31 @@ class _Lowering:
         if isinstance(module, _NORMS):
             return module.num_features
         return self.channels(self.source(node)) if isinstance(module, nn.MaxPool2d) else None
+
+
+def _flatten_views(graph: fx.Graph) -> None:
+    """``x.view(x.size(0), -1)``, the usual way to say flatten, as flatten."""
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in ("view", "reshape") or len(node.args) != 3:
+            continue
+        x, rows, rest = node.args
+        if rest == -1 and _is_batch_size(rows):
+            with graph.inserting_before(node):
+                flat = graph.call_function(torch.flatten, (x, 1))
+            node.replace_all_uses_with(flat)
+            graph.erase_node(node)
+
+
+def _is_batch_size(value: Any) -> bool:
+    """Whether a traced value is ``size(0)`` or ``shape[0]`` of some tensor."""
+    if not isinstance(value, fx.Node):
+        return False
+    if value.op == "call_method" and value.target == "size":
+        return value.args[1:] == (0,)
+    if value.target is not operator.getitem or value.args[1] != 0:
+        return False
+    shape = cast(fx.Node, value.args[0])
+    return shape.target == "size" or (shape.target is getattr and shape.args[1] == "shape")
 
 
 def _kind(layer: Binary) -> str:

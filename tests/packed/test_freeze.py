@@ -633,3 +633,24 @@ def test_verify_refuses_what_it_cannot_compare(vgg):
     with pytest.raises(ValueError, match="no binary layer conv2"):
         bitnas.verify(vgg, other, images(1, 3, 8, 8))
     assert not any(module._forward_pre_hooks for module in vgg.modules())
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [lambda x: x.view(x.size(0), -1), lambda x: x.reshape(x.shape[0], -1), lambda x: x.view(x.size()[0], -1)],
+    ids=["size(0)", "shape[0]", "size()[0]"],
+)
+def test_a_view_that_flattens_is_a_flatten(flatten):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = BinaryConv2d(3, 16, 3, padding=1)
+            self.fc = nn.Linear(16 * 4 * 4, 5)
+
+        def forward(self, x):
+            return self.fc(flatten(self.conv(x)))
+
+    model, x = Net().eval(), torch.randn(3, 3, 4, 4)
+    frozen = bitnas.freeze(model)
+    assert [step.kind for step in frozen.steps] == ["pack", "conv2d", "flatten", "float_linear"]
+    assert torch.allclose(frozen(x), model(x), atol=1e-5)

@@ -51,7 +51,8 @@ class WidthSearchConfig:
         seed: decides the split, the parent, the candidates and the strategy.
         objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
             searched with NSGA-II.
-        budget: FLOPs that a candidate may have, in those of the un-widened network, or None; dearer ones are never trained.
+        budget: FLOPs that a candidate may have, in those of the un-widened network, or None. Dearer ones are never
+            trained.
         fitness_lambda: percent points of accuracy that one un-widened network of FLOPs must bring.
         recipe, parent_recipe: names in `bitnas.train.RECIPES`; `epochs` and `parent_epochs` replace theirs.
         base_width: multiplies the network's base widths.
