@@ -1,6 +1,8 @@
 # Everything a contributor runs. Each target sets up what it needs; nothing is assumed but Python >= 3.11 and a C++ compiler.
 PYTHON ?= python3
 VENV ?= .venv
+# Test processes, a torch in each.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py) $(shell find csrc -type f)
@@ -14,10 +16,10 @@ demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits
 	$(BIN)/bitnas demo
 
 test: $(INSTALLED)  ## the default tests, under two minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(INSTALLED)  ## also the long ones (50,000 shapes per instruction set and thread count, more kills)
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(PY_FILES)

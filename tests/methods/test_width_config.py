@@ -45,6 +45,7 @@ def test_presets_are_valid_and_yield_to_what_is_given():
         ("base_width", 0),
         ("train_fraction", 0.9),
         ("timeout", 0),
+        ("budget", 0),
         ("choices", (1.0,)),
         ("choices", (1.0, 1.0)),
         ("choices", (1.0, -2.0)),
@@ -71,6 +72,7 @@ def test_bad_values_are_named(setting, value):
         ("objectives", "fitness"),
         ("base_width", "1"),
         ("timeout", "5"),
+        ("budget", "1"),
         ("rule", 3),
     ],
 )

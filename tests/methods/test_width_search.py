@@ -78,7 +78,9 @@ def test_front_rows_are_complete_and_consistent(finished):
         ]
         assert 0 <= row["accuracy"] <= 1
         unit = evaluate.unit_flops(TINY)
-        assert row["fitness"] == pytest.approx(max(0, 100 * row["accuracy"] - 2 * row["flops"] / unit))
+        assert row["fitness"] == pytest.approx(
+            max(0, 100 * row["accuracy"] - TINY.fitness_lambda * row["flops"] / unit)
+        )
         assert row["latency_us"] > 0
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     accuracies = [row["accuracy"] for row in front]

@@ -95,3 +95,12 @@ def test_random_reaches_every_choice_and_repeats_under_a_seed():
 
 def test_key_does_not_depend_on_the_number_type():
     assert genome_key((1, 2)) == genome_key((1.0, 2.0)) != genome_key((2.0, 1.0))
+
+
+def test_only_permitted_codes_are_drawn():
+    space = WidthSpace((0.25, 1.0, 4.0), 4, allowed=lambda genome: sum(genome) <= 3)
+    rng = Random(0)
+    assert all(sum(space.random(rng)) <= 3 for _ in range(50))
+    nothing = WidthSpace((1.0, 4.0), 4, allowed=lambda genome: False)
+    with pytest.raises(ValueError, match="none of 2000 random codes is within the limits"):
+        nothing.random(rng)

@@ -1,6 +1,7 @@
 """Both strategies on spaces small enough to enumerate, where the right answer is known."""
 
 import math
+from functools import partial
 
 import pytest
 
@@ -160,3 +161,16 @@ def test_wrong_calls_are_refused():
         strategy.tell(genomes[:-1], [(0.0, 0.0)] * 3)
     with pytest.raises(ValueError, match="losses"):
         strategy.tell(genomes, [(0.0,)] * 4)
+
+
+@pytest.mark.parametrize("make", [Evolution, partial(NSGA2, objectives=1)], ids=["evolution", "nsga2"])
+def test_a_strategy_asks_for_permitted_codes_only(make):
+    space = WidthSpace((0.25, 1.0, 4.0), 4, allowed=lambda genome: sum(genome) <= 5)
+    strategy = make(space, population=6, seed=3)
+    asked = []
+    for _ in range(6):
+        genomes = strategy.ask()
+        strategy.tell(genomes, [[-sum(genome)] for genome in genomes])
+        asked += genomes
+    assert len(asked) == len(set(asked)) > 12
+    assert all(sum(genome) <= 5 for genome in asked)
