@@ -33,11 +33,11 @@ class CMakeBuild(build_ext):
         if not cache.exists() or subprocess.run(configure, capture_output=True).returncode != 0:
             cache.unlink(missing_ok=True)
             configure += ["-G", "Ninja"]
-        for stale in (target / "bitnas").glob("_C*.so"):
-            stale.unlink()  # BITNAS_CUDA=OFF leaves no CUDA object of an earlier build
         subprocess.run(configure, check=True)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        for stale in (target / "bitnas").glob("_C*.so"):
+            stale.unlink()  # BITNAS_CUDA=OFF leaves no CUDA object of an earlier build
         subprocess.run(["cmake", "--install", str(build)], check=True)
 
     # What CMake makes are plain shared objects, not Python modules.

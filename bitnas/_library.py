@@ -20,6 +20,8 @@ def _load() -> None:
             f"bitnas: the compiled kernels are not in {_FOLDER}. In a checkout run `pip install -e . "
             "--no-build-isolation`; after a plain `pip install`, start Python outside the checkout's folder."
         )
+    if torch._C._dispatch_has_kernel("bitnas::pack"):
+        raise ImportError("bitnas: another copy of the kernels is loaded in this process; import bitnas from one place")
     try:
         torch.ops.load_library(cpu)
         if torch.version.cuda and cuda.exists():

@@ -4,6 +4,7 @@ Bit 1 means +1. Packed tensors are int64 words, least significant bit first, cha
 the same on every device and instruction set.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -179,10 +180,13 @@ def linear(x: Tensor, weight: Tensor, *, activations: Activations = "sign") -> T
         TypeError, ValueError: naming the argument, what it got and what it wanted.
     """
     _check_activations(activations)
-    if isinstance(x, Tensor) and x.dim() > 2:
-        return linear(x.reshape(-1, x.shape[-1]), weight, activations=activations).view(*x.shape[:-1], -1)
-    _check_floats("x", x, 2)
     _check_floats("weight", weight, 2)
+    if isinstance(x, Tensor) and x.dim() > 2:
+        if x.shape[-1] == 0:
+            raise ValueError(f"x has zero channels (shape {tuple(x.shape)}); it must have at least one")
+        rows = linear(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight, activations=activations)
+        return rows.view(*x.shape[:-1], weight.shape[0])
+    _check_floats("x", x, 2)
     _check_device(x, weight)
     if weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight has {weight.shape[1]} input features, x has {x.shape[1]}; they must be equal")

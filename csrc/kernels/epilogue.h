@@ -20,7 +20,8 @@ struct Epilogue {
   const Word* flip;          // [words_for(N)] or null, kBits
 };
 
-// Dots are at most this large in magnitude, so thresholds may be clamped to it.
-constexpr int64_t kMaxDot = int64_t{1} << 30;
+// Dots are at most this large in magnitude: with it no offset or limit leaves int32, and thresholds may be clamped to
+// one past it.
+constexpr int64_t kMaxDot = int64_t{1} << 28;
 
 }  // namespace bitnas

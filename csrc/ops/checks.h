@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <initializer_list>
 #include <optional>
 
 #include "kernels/conv2d.h"
@@ -114,6 +115,17 @@ struct Conv2dParams {
   bool unit;
 };
 
+// Elements (or bytes of scratch) of one tensor that calls may ask for.
+constexpr int64_t kMaxElements = int64_t{1} << 36;
+
+// Whether the product of non-negative factors is at most `limit`, without overflow.
+inline bool product_at_most(int64_t limit, std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors)
+    if (__builtin_mul_overflow(product, factor, &product)) return false;
+  return product <= limit;
+}
+
 inline int64_t out_size(int64_t size, int64_t padding, int64_t dilation, int64_t kernel, int64_t stride) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
@@ -175,6 +187,12 @@ inline Conv2dShape check_conv2d(const char* op, const Tensor& x, const Tensor& w
   s.out_height = out_size(s.height, p.padding_h, p.dilation_h, s.kernel_h, p.stride_h);
   s.out_width = out_size(s.width, p.padding_w, p.dilation_w, s.kernel_w, p.stride_w);
   s.encoding = p.unit ? Encoding::kUnit : Encoding::kSign;
+  // What the driver stages of one image, and the output: sizes that a machine can hold, so that no product wraps.
+  const int64_t rows = (s.out_height - 1) * s.stride_h + extent_h, columns = (s.out_width - 1) * s.stride_w + extent_w;
+  STD_TORCH_CHECK(product_at_most(kMaxElements, {rows, columns, words_for(s.channels), 16}) &&
+                      product_at_most(kMaxElements, {s.images, s.out_height, s.out_width, s.out_channels}),
+                  op, ": the padded image, ", rows, "x", columns, ", or the output, ", s.out_height, "x", s.out_width,
+                  ", is too large");
   return s;
 }
 
@@ -198,7 +216,7 @@ inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, int64_t k
   check_packed(op, "x", x, 4);
   STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0, op, ": kernel_size must be positive, got ", kernel_h, ", ", kernel_w);
   STD_TORCH_CHECK(stride_h > 0 && stride_w > 0, op, ": stride must be positive, got ", stride_h, ", ", stride_w);
-  STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && 2 * padding_h <= kernel_h && 2 * padding_w <= kernel_w, op,
+  STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && padding_h <= kernel_h / 2 && padding_w <= kernel_w / 2, op,
                   ": padding must be between 0 and half the kernel, got ", padding_h, ", ", padding_w);
   const int64_t height = x.size(1) + 2 * padding_h, width = x.size(2) + 2 * padding_w;
   STD_TORCH_CHECK(height >= kernel_h && width >= kernel_w, op, ": a kernel of ", kernel_h, "x", kernel_w,

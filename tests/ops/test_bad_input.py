@@ -103,6 +103,17 @@ PRIVATE = {
     "padding": (lambda: conv(pw=-1), "padding must not be negative, got 0, -1"),
     "dilation": (lambda: conv(dh=0), "dilation must be positive"),
     "kernel": (lambda: conv(dh=9), "larger than the padded image"),
+    "wrapping scratch": (
+        lambda: ops.conv2d(
+            torch.ones(1, 1, 1, 1),
+            torch.ones(1, 1, 1, 2),
+            padding=(2**29, 2**30),
+            stride=(2**30 - 1, 2**29),
+            dilation=(1, 2**29 - 1),
+        ),
+        "is too large",
+    ),
+    "wrapping pool padding": (lambda: OPS.max_pool2d_bits(P, None, 2, 2, 1, 1, 2**63 - 1, 0), "between 0 and half"),
     "overflowing dilation": (lambda: conv(dh=2**62), "larger than"),
     "overflowing padding": (lambda: conv(ph=2**62), "larger than"),
     "threshold": (

@@ -105,6 +105,14 @@ def test_accumulators_hold_the_longest_rows(isa, bits, activations, value):
     )
 
 
+def test_extreme_thresholds_are_constants(isa):
+    packed, weight = ops.pack(torch.ones(2, 100)), ops.pack_weight(torch.ones(3, 100))
+    extremes = {-(2**31): 0b111, -100: 0b111, 100: 0b111, 101: 0, 2**31 - 1: 0}
+    for threshold, expected in extremes.items():
+        bits = torch.ops.bitnas.linear_bits(packed, weight, None, torch.full((3,), threshold).int(), None, 100, False)
+        assert bits.tolist() == [[expected]] * 2, threshold
+
+
 def test_wide_kernel_accumulates(isa):
     """5x5 over 3,072 channels, where a 16-bit accumulator would wrap."""
     x, weight = torch.ones(1, 3072, 6, 6), torch.ones(2, 3072, 5, 5)

@@ -101,3 +101,5 @@ def test_forcing_an_instruction_set_that_is_not_there():
 def test_public_linear_keeps_leading_dimensions():
     x, weight = torch.randn(2, 3, 65), torch.randn(4, 65)
     assert torch.equal(ops.linear(x, weight), reference.linear(x.reshape(6, 65), weight).view(2, 3, 4))
+    for shape in [(0, 3), (3, 0), (0,)]:
+        assert ops.linear(torch.randn(*shape, 65), weight).shape == (*shape, 4)

@@ -113,7 +113,7 @@ void Conv2dPlan::make_offsets() {
         // dot >= t  <=>  offset - step * x >= t  <=>  x <= floor((offset - t) / step)
         constexpr auto kLimit = static_cast<int32_t>(kMaxDot);
         for (int64_t i = 0; i < n; ++i) {
-          const int32_t t = std::clamp(args_.epilogue.threshold[i], -kLimit, kLimit);
+          const int32_t t = std::clamp(args_.epilogue.threshold[i], -kLimit - 1, kLimit + 1);
           out[i] = (out[i] - t) >> (sign ? 1 : 0);
         }
       }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdint>
 #include <cstring>
 
 #include "kernels/cpu/isa.h"
@@ -94,7 +95,8 @@ void Prepared::prepare(int isa_index, const Conv2dShape& shape, const Word* weig
 
 Prepared Prepared::view(const uint8_t* buffer, int64_t size, const Conv2dShape& shape) {
   Prepared view;
-  if (size < static_cast<int64_t>(sizeof(Header))) return view;
+  const bool aligned = reinterpret_cast<uintptr_t>(buffer) % alignof(int32_t) == 0;
+  if (!aligned || size < static_cast<int64_t>(sizeof(Header))) return view;
   Header header;
   std::memcpy(&header, buffer, sizeof header);
   const int isa_index = static_cast<int>(header.isa);
