@@ -20,7 +20,7 @@ ALLOWED = {
     "reference": set(),
     "ops": {"_library"},
     "nn": {"ops"},
-    "packed": {"files", "ops", "nn"},
+    "packed": {"reference", "files", "ops", "nn"},
     "models": {"ops", "nn", "packed"},
     "cost": {"ops", "reference", "nn", "packed", "models"},
     "data": {"files"},

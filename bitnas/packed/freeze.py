@@ -78,9 +78,8 @@ def freeze(model: nn.Module) -> PackedNetwork:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, PackedNetwork):
         raise ValueError("model is frozen already")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    source = copy.deepcopy(model).eval().cpu()
-    _check(source)
+    _check(model)
+    source = copy.deepcopy(model).eval()
     try:
         graph = _Tracer().trace(source)
     except Exception as error:  # fx raises whatever the traced code raises
@@ -89,8 +88,7 @@ def freeze(model: nn.Module) -> PackedNetwork:
             "values or shapes"
         ) from error
     with torch.no_grad():
-        network = _Lowering(source, graph).network(_description(model))
-    return cast(PackedNetwork, network.to(device))
+        return _Lowering(source, graph).network(_description(model))
 
 
 def _check(model: nn.Module) -> None:
@@ -99,7 +97,11 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f"{name} holds values that are not finite; the network cannot be frozen")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"{name} is {tensor.dtype}; a network is frozen from float32 (call model.float() first)")
+    if any(tensor.is_cuda for tensor in model.state_dict().values()):
+        raise ValueError("model is on a GPU, where frozen layers have no kernels yet; freeze model.cpu()")
     for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"{name or 'the model'} has forward hooks, which freezing would drop; remove them first")
         for layer in (BinaryConv2d, BinaryLinear):
             if isinstance(module, layer) and type(module).forward is not layer.forward:
                 raise ValueError(
@@ -191,7 +193,7 @@ class _Lowering:
             module = self.module(node)
             if node.target in _IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False):
                 operand = self.source(node) if module is not None else self.skip(node.args[0])
-                if any(order[reader] > order[node] for reader in self.readers(operand)):
+                if any(order[reader] > order[node] for same in self.aliases(operand) for reader in self.readers(same)):
                     raise ValueError(
                         f"{node.name} changes a value in place that is read again later; give that reader a copy, or "
                         "use the operation that is not in place"
@@ -200,6 +202,18 @@ class _Lowering:
                 module.inplace = False
 
     # ---- reading the graph ----------------------------------------------------
+
+    def flattens(self, node: fx.Node) -> bool:
+        return _FUNCTIONS.get(node.target) == "flatten" or isinstance(self.module(node), nn.Flatten)
+
+    def aliases(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose value may share the memory of this one: what it is a flat view of, and the views of that."""
+        while self.flattens(node):
+            node = self.skip(cast(fx.Node, node.args[0]))
+        found = [node]
+        for same in found:
+            found += [reader for reader in self.readers(same) if self.flattens(reader)]
+        return found
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -494,12 +508,10 @@ def _largest_dot(layer: Binary) -> int:
 
 
 def _fuse(conv: nn.Conv2d | nn.Linear, norm: nn.Module, name: str) -> nn.Module:
-    """A float convolution or linear layer with its batch norm folded in, in float64."""
-    ones = torch.ones(conv.weight.shape[0])
-    affine = fold.fold_affine(ones, conv.bias, cast(Any, norm), name)
-    gain = fold.fold_affine(ones, None, cast(Any, norm), name).scale
+    """A float convolution or linear layer with its batch norm folded in."""
+    affine = fold.fold_affine(torch.ones(conv.weight.shape[0]), conv.bias, cast(Any, norm), name)
     fused = copy.deepcopy(conv)
     shape = (-1, *[1] * (conv.weight.dim() - 1))
-    fused.weight = nn.Parameter(conv.weight.detach() * gain.view(shape))
+    fused.weight = nn.Parameter(conv.weight.detach() * affine.scale.view(shape))
     fused.bias = nn.Parameter(affine.bias)
     return fused

@@ -163,7 +163,7 @@ class PackedNetwork(nn.Module):
             # A layer is looked up by name, so that a deep copy runs its own.
             function = None if has_layer else FUNCTIONS[step.kind]
             self._plan.append((step.name, has_layer, function, step.inputs, arguments, done))
-        self.eval()
+        self.eval().requires_grad_(False)
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "PackedNetwork":

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitnas import ops
+from bitnas import ops, reference
 from bitnas.nn import BinaryConv2d, BinaryLinear
+from bitnas.packed.freeze import freeze
 from bitnas.packed.layers import PackedConv2d, PackedLinear
 from bitnas.packed.network import PackedNetwork, source_name
 
@@ -24,7 +25,8 @@ Binary = BinaryConv2d | BinaryLinear
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One call of a binary layer: integer dots against float64 torch, its input bits against the trained network's.
+    """One call of a binary layer: integer dots against float64 torch, what its real step emitted against the definition
+    on those dots, and its input bits against the trained network's.
 
     ``name`` is the layer's path, with ``#2`` for the second time a forward pass calls it.
     """
@@ -32,18 +34,26 @@ class LayerCheck:
     name: str
     dots: int
     dots_equal: int
+    results: int
+    results_equal: int
     bits: int
     bits_equal: int
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found. ``ok``: every integer equal."""
+    """What :func:`verify` found.
+
+    ``same_network``: freezing the model now gives this network, step for step and bit for bit. ``ok``: that, every
+    integer equal, and everything the binary layers emit as defined. Bits and predictions against the trained network's
+    are counted beside it, since torch's own batch norm may round a value on the boundary the other way.
+    """
 
     layers: tuple[LayerCheck, ...]
     max_logit_difference: float
     predictions: int
     predictions_equal: int
+    same_network: bool
 
     @property
     def dots(self) -> int:
@@ -52,6 +62,14 @@ class Verification:
     @property
     def dots_equal(self) -> int:
         return sum(layer.dots_equal for layer in self.layers)
+
+    @property
+    def results(self) -> int:
+        return sum(layer.results for layer in self.layers)
+
+    @property
+    def results_equal(self) -> int:
+        return sum(layer.results_equal for layer in self.layers)
 
     @property
     def bits(self) -> int:
@@ -63,17 +81,22 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        return self.dots == self.dots_equal
+        return self.same_network and self.dots == self.dots_equal and self.results == self.results_equal
 
     def to_dict(self) -> dict[str, Any]:
         """Totals and layers as JSON."""
-        names = ("dots", "dots_equal", "bits", "bits_equal", "max_logit_difference", "predictions", "predictions_equal")
+        names = [
+            *("same_network", "dots", "dots_equal", "results", "results_equal", "bits", "bits_equal"),
+            *("max_logit_difference", "predictions", "predictions_equal"),
+        ]
         totals = {name: getattr(self, name) for name in names}
         return {"ok": self.ok, **totals, "layers": [asdict(layer) for layer in self.layers]}
 
     def __str__(self) -> str:
         return (
-            f"integer dot products  {self.dots_equal:,} of {self.dots:,} equal{'' if self.ok else '  WRONG'}\n"
+            f"folded from this model {'yes' if self.same_network else 'NO: freezing it now gives another network'}\n"
+            f"integer dot products  {_equal(self.dots_equal, self.dots)}\n"
+            f"what the layers emit  {_equal(self.results_equal, self.results)}\n"
             f"activation bits       {self.bits_equal:,} of {self.bits:,} equal\n"
             f"predictions           {self.predictions_equal:,} of {self.predictions:,} equal\n"
             f"largest difference of a logit  {self.max_logit_difference:.3g}"
@@ -119,7 +142,20 @@ def verify(model: nn.Module, frozen: PackedNetwork, x: Tensor) -> Verification:
         (logits - frozen_logits).abs().max().item(),
         predictions_equal.numel(),
         int(predictions_equal.sum()),
+        _same(frozen, freeze(model)),
     )
+
+
+def _equal(equal: int, total: int) -> str:
+    return f"{equal:,} of {total:,} equal{'' if equal == total else '  WRONG'}"
+
+
+def _same(a: PackedNetwork, b: PackedNetwork) -> bool:
+    """Whether two frozen networks have the same steps and the same tensors."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    if a.steps != b.steps or ours.keys() != theirs.keys():
+        return False
+    return all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
 
 
 def _recorder(path: str, calls: list[tuple[str, Binary, Tensor]]) -> Callable[..., None]:
@@ -149,4 +185,20 @@ def _check(name: str, layer: Binary, frozen: PackedNetwork, trained: Tensor, val
         expected = F.linear(bits.double(), weight)
     dots = packed_layer.dots(packed)
     differing = ops.unpack(packed ^ trained, channels, activations="unit").sum(dtype=torch.float64).item()
-    return LayerCheck(name, dots.numel(), int((dots == expected).sum()), bits.numel(), bits.numel() - int(differing))
+    emitted, defined = values[step.name], _emitted(packed_layer, expected)
+    return LayerCheck(
+        name,
+        dots.numel(),
+        int((dots == expected).sum()),
+        emitted.numel(),
+        int((emitted == defined).sum()) if emitted.shape == defined.shape else 0,
+        bits.numel(),
+        bits.numel() - int(differing),
+    )
+
+
+def _emitted(layer: PackedConv2d | PackedLinear, dots: Tensor) -> Tensor:
+    """What the layer's epilogue must give for these dots, in plain torch."""
+    if layer.epilogue == "bits":
+        return reference.threshold_bits(dots, layer.threshold) ^ layer.flip
+    return reference.affine(dots, layer.scale, layer.bias) if layer.epilogue == "float" else dots.int()

@@ -31,7 +31,10 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
     taken = set(seen)
     misses = 0
     while len(fresh) < count and len(taken) < space.size:
-        genome = space.random(rng)
+        try:
+            genome = space.random(rng)
+        except ValueError:  # so few codes are permitted that drawing does not find them
+            return fresh
         if genome not in taken:
             taken.add(genome)
             fresh.append(genome)

@@ -151,6 +151,8 @@ def run_search(
     history: list[dict[str, Any]] = []
     for generation in range(generations):
         genomes = strategy.ask()
+        if not genomes and generation == 0:
+            raise SearchFailed("no code that was drawn is within the limits of the search; widen them")
         if not genomes:
             break
         notify(

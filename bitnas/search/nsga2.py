@@ -75,6 +75,8 @@ class NSGA2:
                 return is_duplicate
 
         first = initial + unseen_random(self.space, set(initial), self.population - len(initial), self._rng)
+        if not first:
+            raise ValueError("no code that was drawn is within the limits of the search; widen them")
         problem = Problem(
             n_var=self.space.length, n_obj=self.objectives, xl=0, xu=len(self.space.choices) - 1, vtype=int
         )

@@ -84,7 +84,7 @@ class WidthSpace:
         """Whether the code may be asked for."""
         return self.allowed is None or self.allowed(genome)
 
-    def random(self, rng: Random, *, draws: int = 2000) -> Genome:
+    def random(self, rng: Random, *, draws: int = 500) -> Genome:
         """A permitted code drawn uniformly; ValueError if none of `draws` codes is permitted."""
         for _ in range(draws):
             genome = tuple(rng.choice(self.choices) for _ in range(self.length))

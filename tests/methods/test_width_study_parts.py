@@ -2,9 +2,11 @@
 
 import math
 import statistics
+from collections import OrderedDict
 
 import pytest
 import torch
+from torch import nn
 
 from bitnas.methods.width import compare, evaluate, preset
 from bitnas.methods.width.partner import uniform_multiplier
@@ -111,7 +113,18 @@ def test_float_twin_has_the_same_shapes_and_no_binary_layer():
     x = torch.rand(2, 1, 8, 8)
     assert twin(x).shape == trained(x).shape
     assert not any("Binary" in type(module).__name__ for module in twin.modules())
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in trained.parameters())
+    weights = [[p.shape for p in net.parameters() if p.dim() > 1] for net in (twin, trained)]
+    assert weights[0] == weights[1]
+
+
+def test_float_twin_fuses_without_changing_what_it_computes():
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), relu=nn.ReLU())).eval()
+    nn.init.normal_(net.bn.weight)
+    net.bn.running_mean.normal_()
+    x = torch.rand(2, 3, 8, 8)
+    twin = float_twin(net)
+    assert isinstance(twin.bn, nn.Identity)
+    assert torch.allclose(twin(x), net(x), atol=1e-6)
 
 
 def test_every_layer_is_timed_in_both():

@@ -619,7 +619,9 @@ def test_verify_counts_flipped_bits(vgg):
     before = bitnas.verify(vgg, frozen, x)
     frozen.bn1_pack.threshold.fill_(torch.inf)
     after = bitnas.verify(vgg, frozen, x)
-    assert after.ok  # each layer stands alone: given its bits, its integers are right
+    assert not after.ok  # this is not the network that freezing gives
+    assert not after.same_network
+    assert after.dots == after.dots_equal  # each layer stands alone: given its bits, its integers are right
     first = after.layers[0]
     assert first.name == "conv2"
     assert first.bits_equal < before.layers[0].bits_equal
@@ -654,3 +656,51 @@ def test_a_view_that_flattens_is_a_flatten(flatten):
     frozen = bitnas.freeze(model)
     assert [step.kind for step in frozen.steps] == ["pack", "conv2d", "flatten", "float_linear"]
     assert torch.allclose(frozen(x), model(x), atol=1e-5)
+
+
+def test_verify_tells_a_network_folded_from_other_statistics(vgg):
+    frozen, x = bitnas.freeze(vgg), images(2, 3, 8, 8)
+    assert bitnas.verify(vgg, frozen, x).ok
+    vgg.bn3.running_mean += 3
+    report = bitnas.verify(vgg, frozen, x)
+    assert not report.ok
+    assert "another network" in str(report)
+
+
+def test_verify_runs_the_real_epilogue(vgg, monkeypatch):
+    """The dots may be right and what the layer emits wrong: that too is counted."""
+    frozen, x = bitnas.freeze(vgg), images(2, 3, 8, 8)
+    run = frozen.conv3._run
+    monkeypatch.setattr(frozen.conv3, "_run", lambda *args: run(*args) ^ 1)
+    report = bitnas.verify(vgg, frozen, x)
+    assert report.same_network
+    assert report.dots == report.dots_equal
+    assert not report.ok
+
+
+def test_hooks_are_not_dropped_in_silence(vgg):
+    handle = vgg.conv2.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ValueError, match="conv2 has forward hooks"):
+        bitnas.freeze(vgg)
+    handle.remove()
+    bitnas.freeze(vgg)
+
+
+def test_an_alias_changed_in_place_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = BinaryConv2d(3, 4, 1), nn.Linear(64, 5)
+
+        def forward(self, x):
+            y = self.conv(x)
+            flat = y.flatten(1)
+            flat += flat
+            return self.fc(flat) + y.mean((2, 3)).sum()
+
+    with pytest.raises(ValueError, match="in place"):
+        bitnas.freeze(Net().eval())
+
+
+def test_a_frozen_network_asks_for_no_gradients(vgg):
+    assert not bitnas.freeze(vgg)(images(1, 3, 8, 8)).requires_grad

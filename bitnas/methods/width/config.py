@@ -29,7 +29,7 @@ OBJECTIVES = {
 }
 
 # Settings that change how long a run takes but not what it finds.
-_EXECUTION = ("workers", "timeout")
+_EXECUTION = ("workers",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class WidthSearchConfig:
         latency_tolerance: the same for latency, as a fraction.
         parent_threads: torch threads of the parent's training; part of the result, since sums depend on it.
         workers: processes that train candidates, one thread each; 0 trains in this one. Does not change the result.
-        timeout: seconds after which a candidate is given up, or None. Needs workers.
+        timeout: seconds after which a candidate is given up, or None. Needs workers. Part of the result: who is given
+            up stays so.
 
     Raises ValueError or TypeError naming the setting.
     """

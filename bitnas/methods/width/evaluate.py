@@ -20,7 +20,7 @@ from bitnas.search.evolution import penalised_accuracy
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from bitnas.models import ModelConfig
 
 PARENT_FORMAT = "bitnas-parent-1"
+
+
+def single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with torch on one thread, in a worker or not: sums depend on the number of threads."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from bitnas.cost.latency import thread_count
+
+        with thread_count(1):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def start_worker() -> None:
@@ -123,6 +136,7 @@ def load_parent(path: str) -> Mapping[str, Tensor]:
     return load_tensors(path, expected_format=PARENT_FORMAT)[0]
 
 
+@single_threaded
 def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> dict[str, float]:
     """Train one candidate on the train split and measure it on the validation split.
 

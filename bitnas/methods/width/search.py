@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -73,6 +73,7 @@ def search(
     """
     folder = Path(out)
     notify = on_progress or (lambda event: None)
+    _check(config)
     _claim(folder, config)
     with open_journal(folder, config) as journal:
         notify(
@@ -99,7 +100,7 @@ def search(
             )
         front = front_of(result.candidates, config.front_objectives())
         rows = _front_rows(_with_latency(front, config, journal, notify), config)
-        write_json_atomic(folder / FRONT, rows)
+        _write_front(folder, rows)
     notify(
         {
             "event": "search_end",
@@ -141,14 +142,13 @@ def resume(
         workers=config.workers if workers is None else workers,
     )
     if changed != config:
-        _write_config(folder, changed)
+        with open_journal(folder, config):  # nobody else is using the folder
+            _write_config(folder, changed)
     return search(changed, folder, on_progress=on_progress)
 
 
 def read_config(folder: Path) -> WidthSearchConfig:
     """The settings of a run folder; FileNotFoundError if there is none, CorruptFileError if they cannot be read."""
-    import json
-
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}")
@@ -160,6 +160,12 @@ def read_config(folder: Path) -> WidthSearchConfig:
 
 def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
     """The folder's journal, bound to these settings and this data; holds the folder's lock while open."""
+    from bitnas import train
+    from bitnas.cost import machine
+
+    path = folder / JOURNAL
+    if (folder / FRONT).exists() and (not path.exists() or path.stat().st_size == 0):
+        raise CorruptFileError(path, "is empty or missing, though the search in this folder has finished; restore it")
     dataset = evaluate.load_data(config.data, config.seed)
     digest = hashlib.sha256(dataset.images.contiguous().numpy().tobytes())
     digest.update(dataset.labels.contiguous().numpy().tobytes())
@@ -169,6 +175,9 @@ def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
         "seed": config.seed,
         "space": {"choices": list(config.choices), "length": _space(config).length},
         "data": digest.hexdigest(),
+        "recipes": {name: train.RECIPES[name].to_dict() for name in (config.recipe, config.parent_recipe)},
+        # Latencies of another machine or kernel are not comparable with these.
+        "machine": {name: machine.facts()[name] for name in ("cpu", "isa", "kernel_version")},
         "config": config.identity(),
     }
     return Journal(folder / JOURNAL, meta=meta)
@@ -177,6 +186,29 @@ def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
 def open_pool(config: WidthSearchConfig) -> WorkerPool:
     """Workers for this run, started on first use."""
     return WorkerPool(config.workers, timeout=config.timeout, initializer=evaluate.start_worker)
+
+
+def _check(config: WidthSearchConfig) -> None:
+    """Names and limits that only data, models and recipes can judge, before anything is written."""
+    from bitnas import train
+
+    for setting in ("recipe", "parent_recipe"):
+        name = getattr(config, setting)
+        if name not in train.RECIPES:
+            raise ValueError(f"{setting}: got {name!r}, wanted one of {', '.join(train.RECIPES)}")
+    cheapest = evaluate.costs(config, evaluate.network_config(config, min(config.choices)))["flops"]
+    least = cheapest / evaluate.unit_flops(config)
+    if config.budget is not None and config.budget < least:
+        raise ValueError(f"budget: got {config.budget}, wanted at least {least:.4g}, what the narrowest network costs")
+
+
+def _write_front(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """A study of an earlier front says nothing of this one; its trainings stay in the journal."""
+    path, study = folder / FRONT, folder / "study.json"
+    text = json.dumps(rows)
+    if study.exists() and not (path.exists() and json.dumps(json.loads(path.read_text(encoding="utf-8"))) == text):
+        study.unlink()
+    write_json_atomic(path, rows)
 
 
 def _claim(folder: Path, config: WidthSearchConfig) -> None:
@@ -290,6 +322,7 @@ def _stages(folder: Path, config: WidthSearchConfig) -> list[Stage]:
 def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> None:
     """Train the uniform network of the widest ratio on the train split, unless the folder has it."""
     from bitnas import train
+    from bitnas.cost.latency import thread_count
     from bitnas.files import load_tensors, save_tensors
 
     path = folder / PARENT
@@ -316,7 +349,7 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
             }
         )
 
-    with torch_threads(config.parent_threads):
+    with thread_count(config.parent_threads):
         train.fit(
             model,
             dataset.images[split.train],
@@ -337,19 +370,6 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     del model
     evaluate.release_memory()
     notify({"event": "parent_end", "accuracy": accuracy})
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Run with that many torch threads, and put the caller's number back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_latency(

@@ -20,7 +20,7 @@ from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_jso
 from bitnas.methods.width import compare, evaluate
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.methods.width.partner import uniform_multiplier
-from bitnas.methods.width.search import FRONT, Progress, open_journal, open_pool, read_config, torch_threads
+from bitnas.methods.width.search import FRONT, Progress, open_journal, open_pool, read_config
 from bitnas.search import Journal, Record, Stage, WorkerPool, run_tasks
 from bitnas.search.space import Genome
 
@@ -159,6 +159,7 @@ def _partner(searched: Contender, config: WidthSearchConfig) -> Contender:
     return Contender(f"uniform-{searched.pair}", "uniform", searched.pair, ratios, flops(multiplier))
 
 
+@evaluate.single_threaded
 def train_fold(ratios: Genome, settings: dict[str, Any], folds: int, fold: int, epochs: int) -> dict[str, float]:
     """Train a network from scratch on all folds but one and test it on that one.
 
@@ -189,6 +190,7 @@ def train_fold(ratios: Genome, settings: dict[str, Any], folds: int, fold: int, 
     }
 
 
+@evaluate.single_threaded
 def train_final(ratios: Genome, settings: dict[str, Any], epochs: int, path: str) -> dict[str, float]:
     """Train the network to keep, on everything but the test split, and write it to `path`.
 
@@ -202,9 +204,8 @@ def train_final(ratios: Genome, settings: dict[str, Any], epochs: int, path: str
     config = WidthSearchConfig.from_dict(settings)
     dataset, split = evaluate.load_data(config.data, config.seed), evaluate.split_data(config)
     known = torch.cat([split.train, split.val]).sort().values
-    network = evaluate.network_config(config, ratios)
     model = _fit(config, ratios, known, epochs, evaluate.derive_seed(config.seed, "study", "final"))
-    save_tensors(path, model.state_dict(), {"format": TRAINED_FORMAT, "network": network.to_dict()})
+    save_tensors(path, model.state_dict(), {"format": TRAINED_FORMAT, **_trained_as(config, ratios, epochs)})
     return {"test_accuracy": train.evaluate(model, dataset.images[split.test], dataset.labels[split.test])}
 
 
@@ -219,30 +220,36 @@ def _fit(config: WidthSearchConfig, ratios: Genome, part: Any, epochs: int, seed
     return model
 
 
-def time_network(ratios: Genome, settings: dict[str, Any], path: str) -> dict[str, float]:
+def _trained_as(config: WidthSearchConfig, ratios: Genome, epochs: int) -> dict[str, Any]:
+    """What tells one trained network of a folder from another."""
+    network = evaluate.network_config(config, ratios).to_dict()
+    return {"network": network, "epochs": epochs, "search": config.identity()}
+
+
+def time_network(ratios: Genome, settings: dict[str, Any], epochs: int, path: str) -> dict[str, float]:
     """Latency of the network at `path`, frozen and as its float twin, in us per batch; see `time_pair`."""
     import torch
 
     from bitnas.cost import count
+    from bitnas.cost.latency import thread_count
     from bitnas.methods.width.timing import time_pair
     from bitnas.packed import freeze
 
     config = WidthSearchConfig.from_dict(settings)
-    model = load_trained(config, ratios, path)
+    model = load_trained(config, ratios, epochs, path)
     layers = [layer.name for layer in count(model, rule="mac").layers if layer.macs]
     dataset = evaluate.load_data(config.data, config.seed)
     x = dataset.images[torch.arange(config.latency_batch) % len(dataset)].contiguous()
-    with torch_threads(config.latency_threads):
+    with thread_count(config.latency_threads):
         return time_pair(model, freeze(model), x, layers)
 
 
-def load_trained(config: WidthSearchConfig, ratios: Genome, path: str | os.PathLike[str]) -> Any:
+def load_trained(config: WidthSearchConfig, ratios: Genome, epochs: int, path: str | os.PathLike[str]) -> Any:
     """The network `train_final` wrote, in evaluation mode."""
-    network = evaluate.network_config(config, ratios)
-    model = evaluate.make_network(network, 0)
+    model = evaluate.make_network(evaluate.network_config(config, ratios), 0)
     tensors, metadata = load_tensors(path, expected_format=TRAINED_FORMAT)
-    if metadata.get("network") != network.to_dict():
-        raise CorruptFileError(path, "holds another network than the study's")
+    if any(metadata.get(name) != value for name, value in _trained_as(config, ratios, epochs).items()):
+        raise CorruptFileError(path, "holds another network than the study's, or one trained otherwise")
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -327,16 +334,16 @@ def _finish(
     settings = config.to_dict()
     path = _trained_path(folder, contender)
     dataset, split = evaluate.load_data(config.data, config.seed), evaluate.split_data(config)
-    if not _holds(path, config, contender):  # lost, or of an earlier study: the same training gives the same file
-        with torch_threads(1):
-            train_final(contender.ratios, settings, epochs, str(path))
-    network, model = evaluate.network_config(config, contender.ratios), load_trained(config, contender.ratios, path)
+    if not _holds(path, config, contender, epochs):  # lost, or of an earlier study
+        train_final(contender.ratios, settings, epochs, str(path))
+    network = evaluate.network_config(config, contender.ratios)
+    model = load_trained(config, contender.ratios, epochs, path)
     frozen = packed.freeze(model)
     verification = packed.verify(model, frozen, dataset.images[split.test])
     file = folder / NETWORKS / f"{contender.label}.safetensors"
     packed.save(frozen, file)
     key = _key(config, contender, "latency", epochs)
-    stage = Stage("study-latency", time_network, (settings, str(path)), parallel=False)
+    stage = Stage("study-latency", time_network, (settings, epochs, str(path)), parallel=False)
     timed = next(run_tasks([(key, contender.ratios)], stage, journal, WorkerPool(0)))[0].metrics
 
     results = [record.metrics for record in records[:-1]]
@@ -378,10 +385,10 @@ def _finish(
     }
 
 
-def _holds(path: Path, config: WidthSearchConfig, contender: Contender) -> bool:
+def _holds(path: Path, config: WidthSearchConfig, contender: Contender, epochs: int) -> bool:
     """True if the file is there, whole, and of this network."""
     try:
-        load_trained(config, contender.ratios, path)
+        load_trained(config, contender.ratios, epochs, path)
     except (FileNotFoundError, CorruptFileError):
         return False
     return True
