@@ -101,13 +101,14 @@ def resume(
 def run_to_report(start: Any, out: Path, *, study: bool, json: bool) -> None:
     """Search, study if asked, report, print. `start` takes the progress view."""
     from ..methods import width
-    from ..report import build
+    from ..report import build, findings
     from ..report.load import load_run
     from .output import console, interruptible, networks_table, print_json
     from .progress import ProgressView
 
     again = f"bitnas resume {shlex.quote(str(out))}{' --study' if study else ''}"
-    with interruptible(f"nothing measured is lost. To go on: {again}"), ProgressView() as view:
+    how = f"To go on: {again} (or, if it had not started yet, the same command again)"
+    with interruptible(f"nothing measured is lost. {how}"), ProgressView() as view:
         result: SearchResult = start(view)
         if study:
             width.study(out, on_progress=view)
@@ -121,4 +122,5 @@ def run_to_report(start: Any, out: Path, *, study: bool, json: bool) -> None:
     else:
         screen = console()
         screen.print(networks_table(run.networks or run.front))
+        screen.print(findings.headline(run), markup=False)
         screen.print(f"report: {path}", markup=False)
