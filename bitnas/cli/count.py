@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ def count(
     full_precision: Annotated[bool, typer.Option("--full-precision", help="Count binary layers as float.")] = False,
     weight_bases: Annotated[int, typer.Option(help="Binary weight bases per layer, as in ABC-Net.")] = 1,
     activation_bases: Annotated[int, typer.Option(help="Binary activation bases per layer.")] = 1,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Also freeze it, with random weights, and say what its file takes.")
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON: flops, bops, memory_bits and more, per layer too.")
     ] = False,
@@ -29,19 +32,39 @@ def count(
     from ..cost import count as count_network
     from .output import floats, integers, print_json
 
-    code = floats("--ratios", ratios)
+    code, size = floats("--ratios", ratios), integers("--input-size", input_size)
+    options: dict[str, Any] = {
+        "ratios": code[0] if code is not None and len(code) == 1 else code,
+        "num_classes": num_classes,
+        "base_width": base_width,
+    }
     counted = count_network(
         model,
-        integers("--input-size", input_size),
+        size,
         rule,
         full_precision=full_precision,
         weight_bases=weight_bases,
         activation_bases=activation_bases,
-        ratios=code[0] if code is not None and len(code) == 1 else code,
-        num_classes=num_classes,
-        base_width=base_width,
+        **options,
     )
+    file_bytes = _frozen_bytes(model, input_size=size, **options) if frozen else None
     if json:
-        print_json(counted.to_dict())
-    else:
-        typer.echo(str(counted))
+        print_json(counted.to_dict() | ({} if file_bytes is None else {"frozen_bytes": file_bytes}))
+        return
+    typer.echo(str(counted))
+    if file_bytes is not None:
+        typer.echo(f"frozen, the network takes a file of {file_bytes:,} bytes")
+
+
+def _frozen_bytes(model: str, **options: Any) -> int:
+    """Size of the file that `bitnas.save` writes for the network."""
+    import tempfile
+    from pathlib import Path
+
+    from ..models import create_model
+    from ..packed import freeze, save
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frozen.safetensors"
+        save(freeze(create_model(model, **options)), path)
+        return path.stat().st_size

@@ -104,6 +104,11 @@ class _PackedDot(PackedLayer):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
+        for name, tensor in self.named_buffers(recurse=False):
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise TypeError(
+                    f"{name} of a frozen layer must stay float32, got {tensor.dtype}; the rest is bits already"
+                )
         return self.prepare()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

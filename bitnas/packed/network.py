@@ -195,6 +195,8 @@ class PackedNetwork(nn.Module):
             yield name, values[name]
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError(f"x must be float32, as the network was trained; got {x.dtype}")
         result = x
         for _, value in self._run(x, keep=False):
             result = value

@@ -276,3 +276,9 @@ def test_an_unknown_instruction_set_is_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "neon" in done.stderr
+
+
+def test_count_says_what_a_frozen_file_takes(run):
+    code, out, _ = run("count", "vgg_small", "--frozen", "--json")
+    assert code == 0
+    assert 900_000 < json.loads(out)["frozen_bytes"] < 1_000_000

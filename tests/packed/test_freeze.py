@@ -704,3 +704,11 @@ def test_an_alias_changed_in_place_is_refused():
 
 def test_a_frozen_network_asks_for_no_gradients(vgg):
     assert not bitnas.freeze(vgg)(images(1, 3, 8, 8)).requires_grad
+
+
+def test_other_float_types_are_refused_by_name(vgg):
+    frozen = bitnas.freeze(vgg)
+    with pytest.raises(TypeError, match="x must be float32.*float16"):
+        frozen(images(1, 3, 8, 8).half())
+    with pytest.raises(TypeError, match="must stay float32, got torch.float16"):
+        frozen.half()
