@@ -64,7 +64,8 @@ def cuda_loaded() -> bool:
 _load()
 
 
-def _words(channels: int) -> int:
+def words_for(channels: int) -> int:
+    """Words that the bits of one pixel or row take."""
     return (channels + 63) // 64
 
 
@@ -81,7 +82,7 @@ def _conv_sizes(x: Tensor, weight: Tensor, stride: tuple, padding: tuple, dilati
 
 @torch.library.register_fake("bitnas::pack")
 def _(x, threshold):
-    words = _words(x.shape[1])
+    words = words_for(x.shape[1])
     shape = (x.shape[0], words) if x.dim() == 2 else (x.shape[0], x.shape[2], x.shape[3], words)
     return x.new_empty(shape, dtype=torch.int64)
 
@@ -118,7 +119,7 @@ def _(x, weight, prepared, scale, bias, in_channels, sh, sw, ph, pw, dh, dw, gro
 @torch.library.register_fake("bitnas::conv2d_bits")
 def _(x, weight, prepared, threshold, flip, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
     images, channels, height, width = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
-    return x.new_empty((images, height, width, _words(channels)))
+    return x.new_empty((images, height, width, words_for(channels)))
 
 
 @torch.library.register_fake("bitnas::linear_int32")
@@ -133,7 +134,7 @@ def _(x, weight, prepared, scale, bias, in_features, unit):
 
 @torch.library.register_fake("bitnas::linear_bits")
 def _(x, weight, prepared, threshold, flip, in_features, unit):
-    return x.new_empty((x.shape[0], _words(weight.shape[0])))
+    return x.new_empty((x.shape[0], words_for(weight.shape[0])))
 
 
 @torch.library.register_fake("bitnas::max_pool2d_bits")

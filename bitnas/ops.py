@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bitnas import _library as _library  # loads the operators
-from bitnas._library import cpu_isa, cpu_isas, select_cpu_isa
+from bitnas._library import cpu_isa, cpu_isas, select_cpu_isa, words_for
 
-__all__ = ["conv2d", "cpu_isa", "cpu_isas", "linear", "pack", "pack_weight", "select_cpu_isa", "unpack"]
+__all__ = ["conv2d", "cpu_isa", "cpu_isas", "linear", "pack", "pack_weight", "select_cpu_isa", "unpack", "words_for"]
 
 Activations = Literal["sign", "unit"]
 
@@ -98,7 +98,7 @@ def unpack(packed: Tensor, channels: int, *, activations: Activations = "sign") 
         raise TypeError(f"packed must be an int64 Tensor, got {getattr(packed, 'dtype', type(packed).__name__)}")
     if packed.dim() not in (2, 4):
         raise ValueError(f"packed must have 2 or 4 dimensions, got {packed.dim()}")
-    if channels < 1 or (channels + 63) // 64 != packed.shape[-1]:
+    if channels < 1 or words_for(channels) != packed.shape[-1]:
         raise ValueError(f"channels={channels} does not fill the {packed.shape[-1]} words per pixel of packed")
     values = _unpack(packed.contiguous(), channels, activations == "unit")
     return values.movedim(-1, 1) if packed.dim() == 4 else values

@@ -15,10 +15,6 @@ Epilogue = Literal["int32", "float", "bits"]
 _ops = torch.ops.bitnas
 
 
-def _words(channels: int) -> int:
-    return (channels + 63) // 64
-
-
 def _check_activations(activations: str) -> None:
     if activations not in ops.THRESHOLDS:
         raise ValueError(f"activations must be 'sign' or 'unit', got {activations!r}")
@@ -81,7 +77,7 @@ class _PackedDot(PackedLayer):
             self.register_buffer("bias", torch.zeros(out))
         elif epilogue == "bits":
             self.register_buffer("threshold", torch.zeros(out, dtype=torch.int32))
-            self.register_buffer("flip", torch.zeros(_words(out), dtype=torch.int64))
+            self.register_buffer("flip", torch.zeros(ops.words_for(out), dtype=torch.int64))
         self.epilogue: Epilogue = epilogue
         self.unit = activations == "unit"
         self.prepared = None
@@ -141,7 +137,7 @@ class PackedConv2d(_PackedDot):
         activations: ops.Activations,
         epilogue: Epilogue,
     ) -> None:
-        super().__init__((out_channels, *kernel_size, _words(in_channels // groups)), epilogue, activations)
+        super().__init__((out_channels, *kernel_size, ops.words_for(in_channels // groups)), epilogue, activations)
         self.spec = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -173,7 +169,7 @@ class PackedLinear(_PackedDot):
     def __init__(
         self, *, in_features: int, out_features: int, activations: ops.Activations, epilogue: Epilogue
     ) -> None:
-        super().__init__((out_features, _words(in_features)), epilogue, activations)
+        super().__init__((out_features, ops.words_for(in_features)), epilogue, activations)
         self.spec = {
             "in_features": in_features,
             "out_features": out_features,
@@ -213,7 +209,7 @@ class PackedMaxPool2d(PackedLayer):
             "padding": tuple(padding),
             "flips": flips,
         }
-        self.register_buffer("flip", torch.zeros(_words(channels), dtype=torch.int64) if flips else None)
+        self.register_buffer("flip", torch.zeros(ops.words_for(channels), dtype=torch.int64) if flips else None)
         self._geometry = (*kernel_size, *stride, *padding)
 
     def forward(self, x: Tensor) -> Tensor:
