@@ -9,22 +9,7 @@ import sys
 
 import pytest
 
-from bitnas import cli
-
 TINY = ["--base-width", "0.05", "--epochs", "1", "--parent-epochs", "1", "--workers", "0", "--choices", "0.5,1,2"]
-
-
-@pytest.fixture
-def run(capsys):
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(list(arguments))
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_a_search_a_second_call_and_more_generations(run, tmp_path):
