@@ -5,12 +5,15 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py) $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py tools/*.sh) $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES := bitnas tests tools bench setup.py
+NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+# Wherever nvcc is, the CUDA kernels are compiled, GPU or not; the model of a GPU that runs them on the CPU needs none.
+CMAKE_OPTIONS := -DBITNAS_CUDA=$(if $(NVCC),ON,OFF) -DBITNAS_CUDA_WERROR=ON -DBITNAS_CUDA_MODEL=ON
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint format bench setup clean
+.PHONY: demo test test-all test-cuda lint format bench cuda-compile setup clean
 
 demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits; writes runs/demo/report.html
 	$(BIN)/bitnas demo
@@ -20,6 +23,9 @@ test: $(INSTALLED)  ## the default tests, under two minutes on two cores
 
 test-all: $(INSTALLED)  ## also the long ones (50,000 shapes per instruction set and thread count, more kills)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
+
+test-cuda: $(INSTALLED)  ## all CUDA tests, the long ones too: on a GPU, on the model of one, and of the machine code
+	$(BIN)/python -m pytest tests/cuda -m ''
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(PY_FILES)
@@ -35,12 +41,16 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## convolution layers against float32, bfloat16 and int8; writes bench/results/<machine>.json
 	$(BIN)/python bench/bench_conv2d.py
 
+cuda-compile: $(INSTALLED)  ## without a GPU: what became of every CUDA kernel on every architecture
+	$(if $(NVCC),,$(error cuda-compile needs nvcc: put it on PATH or name it in CUDACXX))
+	$(BIN)/python tools/cuda_resources.py
+
 setup: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[dev]'
+	CMAKE_ARGS="$(CMAKE_OPTIONS) $$CMAKE_ARGS" $(PIP) -e '.[dev]'
 	touch $@
 
 clean:

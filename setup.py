@@ -39,6 +39,8 @@ class CMakeBuild(build_ext):
         for stale in (target / "bitnas").glob("_C*.so"):
             stale.unlink()  # BITNAS_CUDA=OFF leaves no CUDA object of an earlier build
         subprocess.run(["cmake", "--install", str(build)], check=True)
+        if target == ROOT:  # what only tests load never goes into a wheel
+            subprocess.run(["cmake", "--install", str(build), "--component", "development"], check=True)
 
     # What CMake makes are plain shared objects, not Python modules.
     def get_ext_filename(self, fullname: str) -> str:

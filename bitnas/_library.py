@@ -58,7 +58,37 @@ def select_cpu_isa(name: str) -> None:
 
 def cuda_loaded() -> bool:
     """Whether the CUDA kernels are registered."""
-    return bool(torch.version.cuda) and (_FOLDER / "_C_cuda.so").exists()
+    return torch._C._dispatch_has_kernel_for_dispatch_key("bitnas::pack", "CUDA")
+
+
+def _no_cuda() -> str:
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} was built without CUDA"
+    if not cuda_loaded():
+        return f"{_FOLDER / '_C_cuda.so'} was not built (it needs nvcc); BITNAS_CUDA=ON says so at build time"
+    return "torch finds no usable GPU or driver"
+
+
+def cuda_kernels() -> list[str]:
+    """Names of the kernels that the current GPU can run; empty without a GPU. ``"auto"`` chooses among them."""
+    if not (cuda_loaded() and torch.cuda.is_available()):
+        return []
+    return torch.ops.bitnas.cuda_kernels().split(",")
+
+
+def select_cuda_kernel(name: str) -> None:
+    """Uses one kernel from now on, wherever it can compute the layer; ``"auto"`` the best for each layer again.
+
+    For tests and benchmarks: all kernels give equal results.
+
+    Raises:
+        RuntimeError: there is no GPU to run kernels on. ValueError: this GPU runs no kernel of that name.
+    """
+    names = cuda_kernels()
+    if not names:
+        raise RuntimeError(f"no CUDA kernels here: {_no_cuda()}")
+    if not torch.ops.bitnas.select_cuda_kernel(name):
+        raise ValueError(f"kernel={name!r}: this GPU runs {', '.join(names)}, or 'auto'")
 
 
 _load()
@@ -111,9 +141,22 @@ def _(x, weight, prepared, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
 
 
 @torch.library.register_fake("bitnas::conv2d_float")
-def _(x, weight, prepared, scale, bias, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
+def _(
+    x, weight, prepared, scale, bias, in_channels, sh, sw, ph, pw, dh, dw, groups, unit,
+    residual=None, slope=None, dtype=None,
+):  # fmt: skip
     sizes = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
-    return x.new_empty(sizes, dtype=torch.float32).to(memory_format=torch.channels_last)
+    return x.new_empty(sizes, dtype=dtype or torch.float32).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("bitnas::conv2d_float_bits")
+def _(
+    x, weight, prepared, scale, bias, cut, direction, in_channels, sh, sw, ph, pw, dh, dw, groups, unit,
+    residual=None, slope=None, dtype=None,
+):  # fmt: skip
+    images, channels, height, width = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
+    floats = x.new_empty((images, channels, height, width), dtype=dtype or torch.float32)
+    return floats.to(memory_format=torch.channels_last), x.new_empty((images, height, width, words_for(channels)))
 
 
 @torch.library.register_fake("bitnas::conv2d_bits")
@@ -128,8 +171,8 @@ def _(x, weight, prepared, in_features, unit):
 
 
 @torch.library.register_fake("bitnas::linear_float")
-def _(x, weight, prepared, scale, bias, in_features, unit):
-    return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+def _(x, weight, prepared, scale, bias, in_features, unit, residual=None, slope=None, dtype=None):
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype or torch.float32)
 
 
 @torch.library.register_fake("bitnas::linear_bits")

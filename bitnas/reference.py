@@ -21,12 +21,12 @@ def pack(x: Tensor, threshold: float | Tensor = 0.0, direction: Tensor | None = 
     rows = x.movedim(1, -1).float()
     bits = (rows if direction is None else rows * direction) >= threshold
     bits = F.pad(bits, (0, -bits.shape[-1] % 64)).unflatten(-1, (-1, 64)).long()
-    return (bits << torch.arange(64)).sum(-1)
+    return (bits << torch.arange(64, device=bits.device)).sum(-1)
 
 
 def unpack(packed: Tensor, channels: int, activations: str = "sign") -> Tensor:
     """Words ``[..., words]`` to float32 values ``[..., channels]``."""
-    bits = (packed.unsqueeze(-1) >> torch.arange(64) & 1).flatten(-2)[..., :channels].float()
+    bits = (packed.unsqueeze(-1) >> torch.arange(64, device=packed.device) & 1).flatten(-2)[..., :channels].float()
     return bits * 2 - 1 if activations == "sign" else bits
 
 
@@ -44,6 +44,23 @@ def affine(dot: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """float32 ``scale * dot + bias`` per output channel (dimension 1), two roundings."""
     shape = (1, -1, *[1] * (dot.dim() - 2))
     return dot.float() * scale.view(shape) + bias.view(shape)
+
+
+def float_epilogue(
+    dot: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    slope: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``affine``, then + residual, then PReLU, each in float32; rounded to ``dtype`` at the end."""
+    y = affine(dot, scale, bias)
+    if residual is not None:
+        y = y + residual.float()
+    if slope is not None:
+        y = torch.where(y >= 0, y, y * slope.view(1, -1, *[1] * (dot.dim() - 2)))
+    return y.to(dtype or torch.float32)
 
 
 def threshold_bits(dot: Tensor, threshold: Tensor, flip: Tensor | None = None) -> Tensor:

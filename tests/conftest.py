@@ -1,5 +1,10 @@
-"""Fixtures shared by all tests: every instruction set of this CPU, one and two threads, both put back afterwards."""
+"""Fixtures shared by all tests: every instruction set of this CPU, one and two threads, both put back afterwards.
 
+With BITNAS_TEST_CUDA_MODEL=path/of/_C_cuda_model.so the operators on CPU tensors run the CUDA sources on the host
+model, and a test of every instruction set becomes one of every CUDA kernel that its GPU has (tests/cuda does this).
+"""
+
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -7,13 +12,25 @@ import torch
 
 from bitnas import ops
 
+CUDA_MODEL = os.environ.get("BITNAS_TEST_CUDA_MODEL")
+if CUDA_MODEL:
+    torch.ops.load_library(CUDA_MODEL)
+    assert "registered at csrc/ops/cuda.cpp" in torch._C._dispatch_dump("bitnas::conv2d_int32")
 
-@pytest.fixture(params=ops.cpu_isas())
+
+def _select(name: str) -> None:
+    if CUDA_MODEL:
+        assert torch.ops.bitnas.select_cuda_kernel(name), name
+    else:
+        ops.select_cpu_isa(name)
+
+
+@pytest.fixture(params=["auto", *torch.ops.bitnas.cuda_kernels().split(",")] if CUDA_MODEL else ops.cpu_isas())
 def isa(request):
-    before = ops.cpu_isa()
-    ops.select_cpu_isa(request.param)
+    before = "auto" if CUDA_MODEL else ops.cpu_isa()
+    _select(request.param)
     yield request.param
-    ops.select_cpu_isa(before)
+    _select(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -218,7 +218,15 @@ def test_kernels_know_no_torch_no_python_and_no_operators():
             if include.startswith('"'):
                 assert include.startswith('"kernels/'), f"{names(path)}: {include}"
             else:
-                assert "/" not in include and "Python" not in include, f"{names(path)}: {include}"  # noqa: PT018
+                assert "torch" not in include and "Python" not in include, f"{names(path)}: {include}"  # noqa: PT018
+
+
+def test_only_the_one_switch_reaches_the_host_model():
+    """Kernels meet the GPU and its model through the same three headers."""
+    doors = {CSRC / "kernels/cuda" / name for name in ("runtime.h", "ptx.cuh", "float16.h")}
+    for path in sources("kernels/cuda"):
+        if "model" not in path.parts and path not in doors:
+            assert not any("/model/" in include for include in includes(path)), names(path)
 
 
 def test_processors_do_not_know_each_other():

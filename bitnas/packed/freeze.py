@@ -19,7 +19,15 @@ from torch import Tensor, fx, nn
 from bitnas import ops
 from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed import fold
-from bitnas.packed.layers import Affine, Pack, PackedConv2d, PackedLayer, PackedLinear, PackedMaxPool2d
+from bitnas.packed.layers import (
+    Affine,
+    Pack,
+    PackedConv2d,
+    PackedConv2dAdd,
+    PackedLayer,
+    PackedLinear,
+    PackedMaxPool2d,
+)
 from bitnas.packed.network import (
     INPUT,
     RESERVED,
@@ -68,7 +76,7 @@ def freeze(model: nn.Module) -> PackedNetwork:
             :mod:`bitnas.packed.network` lists. Its evaluation behaviour is frozen, whatever mode it is in.
 
     Returns:
-        A module with the same inputs and outputs. Its state dict holds canonical bits.
+        A module with the same inputs and outputs, on the device of the model. Its state dict holds canonical bits.
 
     Raises:
         TypeError: not a module. ValueError: the model cannot be traced, holds a layer that cannot be frozen, or a value
@@ -79,7 +87,8 @@ def freeze(model: nn.Module) -> PackedNetwork:
     if isinstance(model, PackedNetwork):
         raise ValueError("model is frozen already")
     _check(model)
-    source = copy.deepcopy(model).eval()
+    device = _device(model)
+    source = copy.deepcopy(model).cpu().eval()  # thresholds are found in float64, by the same arithmetic everywhere
     try:
         graph = _Tracer().trace(source)
     except Exception as error:  # fx raises whatever the traced code raises
@@ -88,7 +97,14 @@ def freeze(model: nn.Module) -> PackedNetwork:
             "values or shapes"
         ) from error
     with torch.no_grad():
-        return _Lowering(source, graph).network(_description(model))
+        return _Lowering(source, graph).network(_description(model)).to(device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    devices = {tensor.device for tensor in model.state_dict().values()}
+    if len(devices) > 1:
+        raise ValueError(f"the model's tensors are on {', '.join(map(str, devices))}; move it to one device first")
+    return devices.pop() if devices else torch.device("cpu")
 
 
 def _check(model: nn.Module) -> None:
@@ -97,8 +113,6 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f"{name} holds values that are not finite; the network cannot be frozen")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"{name} is {tensor.dtype}; a network is frozen from float32 (call model.float() first)")
-    if any(tensor.is_cuda for tensor in model.state_dict().values()):
-        raise ValueError("model is on a GPU, where frozen layers have no kernels yet; freeze model.cpu()")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"{name or 'the model'} has forward hooks, which freezing would drop; remove them first")
@@ -278,7 +292,7 @@ class _Lowering:
             name += "_"
         if isinstance(layer, PackedLayer):
             arguments = layer.spec
-        source = self.sources[node] if isinstance(self.module(node), BinaryConv2d | BinaryLinear) else None
+        source = self.sources[node] if isinstance(layer, PackedConv2d | PackedLinear) else None
         self.steps.append(Step(name, kind, tuple(inputs), arguments, source))
         if layer is not None:
             self.layers[name] = layer
@@ -344,7 +358,7 @@ class _Lowering:
             return self.scaled(*chain)
         module = self.module(node)
         if module is None:
-            return self.function(node)
+            return self.residual(node) or self.function(node)
         if isinstance(module, _NORMS):
             conv_node = self.source(node)
             conv = self.module(conv_node)
@@ -383,6 +397,26 @@ class _Lowering:
         after = Affine(channels=affine.scale.numel())
         after.scale, after.bias = affine.scale, affine.bias
         return self.emit(pool, "_affine", "affine", [name], after)
+
+    def residual(self, node: fx.Node) -> str | None:
+        """A sum of two values of which one is a binary convolution's that nobody else reads: added in its epilogue."""
+        if _FUNCTIONS.get(node.target) != "add" or len(node.args) != 2 or set(node.kwargs) - {"inplace"}:
+            return None
+        values = [self.skip(value) for value in node.args if isinstance(value, fx.Node)]
+        if len(values) != 2:
+            return None
+        for value, other in (values, values[::-1]):
+            chain = self.dot_behind(value) if self.read_once(value) and value is not other else None
+            if chain is None or chain[1] is not None or not isinstance(self.module(chain[0]), BinaryConv2d):
+                continue
+            dot, _, norm = chain
+            layer = cast(BinaryConv2d, self.module(dot))
+            packed = _packed_dot(layer, "float", PackedConv2dAdd)
+            affine = _affine(layer, norm, str(dot.target))
+            packed.scale, packed.bias = affine.scale, affine.bias
+            inputs = [self.packed_input(dot), self.floats(other)]
+            return self.emit(dot, "", "conv2d_add", inputs, packed.prepare())
+        return None
 
     def function(self, node: fx.Node) -> str:
         if node.op == "get_attr":
@@ -473,11 +507,11 @@ def _packed_pool(pool: nn.MaxPool2d, channels: int, flip: Tensor | None) -> Pack
     return layer
 
 
-def _packed_dot(layer: Binary, epilogue: str) -> Any:
+def _packed_dot(layer: Binary, epilogue: str, conv2d: type[PackedConv2d] = PackedConv2d) -> Any:
     activations = layer.input_binarizer.encoding
     packed: PackedConv2d | PackedLinear
     if isinstance(layer, BinaryConv2d):
-        packed = PackedConv2d(
+        packed = conv2d(
             in_channels=layer.in_channels,
             out_channels=layer.out_channels,
             kernel_size=layer.kernel_size,

@@ -94,8 +94,8 @@ class _PackedDot(PackedLayer):
 
     def prepare(self) -> Self:
         """Lays the weights out for the kernel of the device and instruction set they are on now."""
-        on_cpu = self.weight.device.type == "cpu"
-        self.prepared = _ops.prepare_weight(self.weight, *self._prepare_arguments()) if on_cpu else None
+        on_device = self.weight.device.type in ("cpu", "cuda")
+        self.prepared = _ops.prepare_weight(self.weight, *self._prepare_arguments()) if on_device else None
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -161,6 +161,31 @@ class PackedConv2d(_PackedDot):
     def dots(self, x: Tensor) -> Tensor:
         """The int32 dot products behind the epilogue."""
         return _ops.conv2d_int32.default(x, self.weight, self.prepared, *self._geometry)
+
+
+class PackedConv2dAdd(PackedConv2d):
+    """A binary convolution whose float epilogue adds another value: the end of a residual block, in one kernel."""
+
+    def __init__(self, **spec: Any) -> None:
+        super().__init__(**spec)
+        if self.epilogue != "float":
+            raise ValueError(f"epilogue must be 'float' where something is added, got {self.epilogue!r}")
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        if other.dtype != torch.float32 or other.shape != self._out_shape(x):
+            return super().forward(x) + other  # by torch's rules of broadcasting
+        other = other.contiguous(memory_format=torch.channels_last)
+        return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry, other)
+
+    def _out_shape(self, x: Tensor) -> tuple[int, ...]:
+        spec = self.spec
+        sides = [
+            (x.shape[1 + i] + 2 * spec["padding"][i] - spec["dilation"][i] * (spec["kernel_size"][i] - 1) - 1)
+            // spec["stride"][i]
+            + 1
+            for i in range(2)
+        ]
+        return (x.shape[0], spec["out_channels"], *sides)
 
 
 class PackedLinear(_PackedDot):

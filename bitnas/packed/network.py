@@ -12,13 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitnas.packed.layers import Affine, Pack, PackedConv2d, PackedLayer, PackedLinear, PackedMaxPool2d
+from bitnas.packed.layers import (
+    Affine,
+    Pack,
+    PackedConv2d,
+    PackedConv2dAdd,
+    PackedLayer,
+    PackedLinear,
+    PackedMaxPool2d,
+)
 
 INPUT = "input"
 
 PACKED_LAYERS: dict[str, type[PackedLayer]] = {
     "pack": Pack,
     "conv2d": PackedConv2d,
+    "conv2d_add": PackedConv2dAdd,
     "linear": PackedLinear,
     "max_pool2d": PackedMaxPool2d,
     "affine": Affine,
@@ -57,7 +66,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 # Tensors that a step reads, where it is not one; None: any number.
-_INPUTS: dict[str, int | None] = {"add": 2, "mul": 2, "sub": 2, "cat": None}
+_INPUTS: dict[str, int | None] = {"conv2d_add": 2, "add": 2, "mul": 2, "sub": 2, "cat": None}
 
 
 @dataclass(frozen=True)

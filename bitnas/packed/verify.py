@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitnas import ops, reference
 from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed.freeze import freeze
-from bitnas.packed.layers import PackedConv2d, PackedLinear
+from bitnas.packed.layers import PackedConv2d, PackedConv2dAdd, PackedLinear
 from bitnas.packed.network import PackedNetwork, source_name
 
 Binary = BinaryConv2d | BinaryLinear
@@ -186,6 +186,8 @@ def _check(name: str, layer: Binary, frozen: PackedNetwork, trained: Tensor, val
     dots = packed_layer.dots(packed)
     differing = ops.unpack(packed ^ trained, channels, activations="unit").sum(dtype=torch.float64).item()
     emitted, defined = values[step.name], _emitted(packed_layer, expected)
+    if isinstance(packed_layer, PackedConv2dAdd):
+        defined = defined + values[step.inputs[1]]
     return LayerCheck(
         name,
         dots.numel(),

@@ -1,7 +1,11 @@
 // What becomes of an integer dot product before it leaves the kernel.
 //
 //   kInt32   dot
-//   kFloat   scale[n] * dot + bias[n]          two roundings, never fused
+//   kFloat   y = scale[n] * dot + bias[n]      two roundings, never fused, in float32; then, where given,
+//            y = y + residual[p][n]
+//            y = y >= 0 ? y : slope[n] * y     (PReLU; NaN takes the slope)
+//            rounded to `type`; and, where asked for, packed beside:
+//            bit = direction[n] * y >= cut[n]  of the rounded y, what pack.h makes of it
 //   kBits    (dot >= threshold[n]) XOR flip[n] packed as the next layer wants it
 #pragma once
 
@@ -13,9 +17,15 @@ enum class EpilogueKind : int32_t { kInt32, kFloat, kBits };
 
 struct Epilogue {
   EpilogueKind kind;
-  void* out;                 // int32 or float [pixels][N]; Word [pixels][words_for(N)]
+  FloatType type;            // of out and residual, kFloat
+  void* out;                 // int32 or floats [pixels][N]; Word [pixels][words_for(N)]
   const float* scale;        // [N], kFloat
   const float* bias;         // [N], kFloat
+  const void* residual;      // [pixels][N] or null, kFloat
+  const float* slope;        // [N] or null, kFloat
+  Word* packed;              // [pixels][words_for(N)] or null, kFloat
+  const float* cut;          // [N], with packed
+  const float* direction;    // [N] of +1 or -1, with packed
   const int32_t* threshold;  // [N], kBits
   const Word* flip;          // [words_for(N)] or null, kBits
 };

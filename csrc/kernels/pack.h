@@ -10,8 +10,6 @@
 
 namespace bitnas {
 
-enum class FloatType : int32_t { kFloat32, kBFloat16, kFloat16 };
-
 struct PackArgs {
   const void* x;
   FloatType type;

@@ -22,4 +22,7 @@ static constexpr int64_t words_for(int64_t channels) { return (channels + kWordB
 // What a bit of an activation stands for. Weights are always ±1.
 enum class Encoding : int32_t { kSign, kUnit };
 
+// Floating-point types that tensors come in and go out as.
+enum class FloatType : int32_t { kFloat32, kBFloat16, kFloat16 };
+
 }  // namespace bitnas

@@ -24,9 +24,11 @@ struct TapInterval {
 };
 
 // first: input coordinate of tap 0, may be negative.
-static constexpr TapInterval valid_taps(int64_t first, int64_t taps, int64_t dilation, int64_t size) {
-  int64_t begin = first >= 0 ? 0 : (-first + dilation - 1) / dilation;
-  int64_t end = first >= size ? 0 : (size - 1 - first) / dilation + 1;
+template <typename Int>
+static constexpr TapInterval valid_taps(Int first, Int taps, Int dilation, Int size) {
+  const auto spans = [dilation](Int distance) { return dilation == 1 ? distance : distance / dilation; };
+  Int begin = first >= 0 ? 0 : spans(-first + dilation - 1);
+  Int end = first >= size ? 0 : spans(size - 1 - first) + 1;
   begin = begin < taps ? begin : taps;
   end = end < taps ? end : taps;
   return {begin, end < begin ? begin : end};

@@ -68,21 +68,44 @@ inline void check_vector(const char* op, const char* name, const Tensor& t, Scal
   check_same_device(op, name, t, x);
 }
 
-inline FloatType check_float(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
+inline FloatType float_type(const char* op, const char* name, ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return FloatType::kFloat32;
     case ScalarType::BFloat16: return FloatType::kBFloat16;
     case ScalarType::Half: return FloatType::kFloat16;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": x must be float32, bfloat16 or float16, got another dtype");
+  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16, got another dtype");
   return FloatType::kFloat32;
+}
+
+inline int32_t aoti_dtype(FloatType type) {
+  switch (type) {
+    case FloatType::kBFloat16: return aoti_torch_dtype_bfloat16();
+    case FloatType::kFloat16: return aoti_torch_dtype_float16();
+    default: return aoti_torch_dtype_float32();
+  }
+}
+
+// What is added to an output has its dtype, sizes and layout.
+inline void check_residual(const char* op, const Tensor& residual, const Tensor& out, ScalarType type,
+                           const Tensor& x) {
+  check_same_device(op, "residual", residual, x);
+  STD_TORCH_CHECK(residual.scalar_type() == type, op, ": residual must have the dtype of the output");
+  STD_TORCH_CHECK(residual.dim() == out.dim(), op, ": residual must have ", out.dim(), " dimensions, got ",
+                  residual.dim());
+  for (int64_t i = 0; i < out.dim(); ++i) {
+    STD_TORCH_CHECK(residual.size(i) == out.size(i), op, ": residual must have the output's sizes; dimension ", i,
+                    " has ", residual.size(i), ", expected ", out.size(i));
+    STD_TORCH_CHECK(out.numel() == 0 || out.size(i) == 1 || residual.strides()[i] == out.strides()[i], op,
+                    ": residual must be laid out like the output (channels_last)");
+  }
 }
 
 // Rank 4 images or rank 2 rows; fills what the layout decides.
 inline PackArgs check_pack(const char* op, const Tensor& x) {
   PackArgs args{};
-  args.type = check_float(op, x);
+  args.type = float_type(op, "x", x.scalar_type());
   STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 2, op, ": x must be [N, C, H, W] or [M, K], got ", x.dim(), " dimensions");
   args.channels = x.size(1);
   STD_TORCH_CHECK(args.channels > 0, op, ": x has zero channels; it must have at least one");
@@ -101,6 +124,15 @@ inline PackArgs check_pack(const char* op, const Tensor& x) {
   args.channels_last = is(0, h * w * c) && is(1, 1) && is(2, w * c) && is(3, c);
   STD_TORCH_CHECK(args.channels_last || x.is_contiguous() || x.numel() == 0, op,
                   ": x must be contiguous in memory format NCHW or channels_last");
+  return args;
+}
+
+inline PackArgs check_pack_channels(const char* op, const Tensor& x, const Tensor& threshold, const Tensor& direction) {
+  PackArgs args = check_pack(op, x);
+  check_vector(op, "threshold", threshold, ScalarType::Float, "float32", args.channels, x);
+  check_vector(op, "direction", direction, ScalarType::Float, "float32", args.channels, x);
+  args.thresholds = static_cast<const float*>(threshold.const_data_ptr());
+  args.directions = static_cast<const float*>(direction.const_data_ptr());
   return args;
 }
 
@@ -211,8 +243,22 @@ inline Conv2dShape check_linear(const char* op, const Tensor& x, const Tensor& w
   return s;
 }
 
-inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, int64_t kernel_h, int64_t kernel_w,
-                                      int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w) {
+inline void check_unpack(const Tensor& packed, int64_t channels) {
+  check_packed("unpack", "packed", packed, packed.dim() == 2 ? 2 : 4);
+  const int64_t words = packed.size(packed.dim() - 1);
+  STD_TORCH_CHECK(channels > 0 && words == words_for(channels), "unpack: channels (", channels, ") must fill the ",
+                  words, " words per pixel");
+}
+
+inline Tensor empty_unpacked(const Tensor& packed, int64_t channels) {
+  const int32_t dtype = aoti_torch_dtype_float32();
+  if (packed.dim() == 2) return empty_contiguous<2>({packed.size(0), channels}, dtype, packed);
+  return empty_contiguous<4>({packed.size(0), packed.size(1), packed.size(2), channels}, dtype, packed);
+}
+
+inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, const std::optional<Tensor>& flip,
+                                      int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                                      int64_t padding_h, int64_t padding_w) {
   check_packed(op, "x", x, 4);
   STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0, op, ": kernel_size must be positive, got ", kernel_h, ", ", kernel_w);
   STD_TORCH_CHECK(stride_h > 0 && stride_w > 0, op, ": stride must be positive, got ", stride_h, ", ", stride_w);
@@ -228,7 +274,15 @@ inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, int64_t k
   args.out_height = (height - kernel_h) / stride_h + 1, args.out_width = (width - kernel_w) / stride_w + 1;
   args.kernel_h = kernel_h, args.kernel_w = kernel_w, args.stride_h = stride_h, args.stride_w = stride_w;
   args.padding_h = padding_h, args.padding_w = padding_w;
+  if (flip.has_value()) {
+    check_vector(op, "flip", *flip, ScalarType::Long, "int64", args.words, x);
+    args.flip = static_cast<const Word*>(flip->const_data_ptr());
+  }
   return args;
+}
+
+inline Tensor empty_pooled(const MaxPool2dArgs& args, const Tensor& x) {
+  return empty_contiguous<4>({x.size(0), args.out_height, args.out_width, args.words}, aoti_torch_dtype_int64(), x);
 }
 
 }  // namespace bitnas::ops

@@ -24,11 +24,18 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def(
       "conv2d_int32(Tensor x, Tensor weight, Tensor? prepared, int in_channels, int stride_h, int stride_w, "
       "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool unit) -> Tensor");
-  // float32 scale * dot + bias; scale and bias float32 [out].
+  // scale * dot + bias, then + residual and PReLU where given; scale, bias and slope float32 [out]. residual is
+  // [N, out, H', W'] in channels_last and in the output's dtype: float32 (None), bfloat16 or float16.
   m.def(
       "conv2d_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_channels, "
       "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, "
-      "bool unit) -> Tensor");
+      "bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None) -> Tensor");
+  // The same, and what pack_channels(floats, cut, direction) gives.
+  m.def(
+      "conv2d_float_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, Tensor cut, "
+      "Tensor direction, int in_channels, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+      "int dilation_w, int groups, bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None) "
+      "-> (Tensor, Tensor)");
   // Packed (dot >= threshold) XOR flip; threshold int32 [out], flip int64 [words(out)].
   m.def(
       "conv2d_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor threshold, Tensor? flip, int in_channels, "
@@ -39,7 +46,7 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def("linear_int32(Tensor x, Tensor weight, Tensor? prepared, int in_features, bool unit) -> Tensor");
   m.def(
       "linear_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_features, "
-      "bool unit) -> Tensor");
+      "bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None) -> Tensor");
   m.def(
       "linear_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor threshold, Tensor? flip, int in_features, "
       "bool unit) -> Tensor");
@@ -53,4 +60,7 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def("cpu_isas() -> str");
   m.def("cpu_isa() -> str");
   m.def("select_cpu_isa(str name) -> bool");
+  // Comma-separated names of the kernels the current GPU can run; use one wherever it computes the layer, or "auto".
+  m.def("cuda_kernels() -> str");
+  m.def("select_cuda_kernel(str name) -> bool");
 }

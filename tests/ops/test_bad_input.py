@@ -77,6 +77,7 @@ def test_public_call(case):
 P, PW = ops.pack(X), ops.pack_weight(W)
 T, S = torch.zeros(4, dtype=torch.int32), torch.ones(4)
 FLIPS = torch.zeros(2, dtype=torch.int64)
+R = torch.zeros(1, 4, 3, 3).contiguous(memory_format=torch.channels_last)  # a residual
 
 
 G = (8, 1, 1, 0, 0, 1, 1, 1, False)  # geometry
@@ -124,6 +125,16 @@ PRIVATE = {
     "flip": (lambda: OPS.conv2d_bits(P, PW, None, T, FLIPS, *G), "flip must be a contiguous int64 tensor of 1"),
     "scale": (lambda: OPS.conv2d_float(P, PW, None, S[:2], S, *G), "scale must be a contiguous float32 tensor of 4"),
     "bias": (lambda: OPS.conv2d_float(P, PW, None, S, S.double(), *G), "bias must be"),
+    "slope": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, None, S[:2]), "slope must be a contiguous float32"),
+    "float dtype": (
+        lambda: OPS.conv2d_float(P, PW, None, S, S, *G, None, None, torch.float64),
+        "dtype must be float32",
+    ),
+    "residual dtype": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R.half()), "residual must have the dtype"),
+    "residual rank": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[0]), "residual must have 4 dimensions, got 3"),
+    "residual size": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[:, :, 1:]), "dimension 2 has"),
+    "residual layout": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R.contiguous()), "laid out like the output"),
+    "cut": (lambda: OPS.conv2d_float_bits(P, PW, None, S, S, S[:1], S, *G), "cut must be a contiguous float32"),
     "pool kernel": (lambda: OPS.max_pool2d_bits(P, None, 0, 1, 1, 1, 0, 0), "kernel_size must be positive"),
     "pool padding": (lambda: OPS.max_pool2d_bits(P, None, 2, 2, 1, 1, 2, 0), "between 0 and half the kernel"),
     "pool size": (lambda: OPS.max_pool2d_bits(P, None, 9, 9, 1, 1, 0, 0), "larger than the padded image"),

@@ -10,7 +10,22 @@ from shapes import random_case
 from bitnas import ops, reference
 
 # Per instruction set, by threads: two on small shapes mostly test the splitting.
-SHAPES = {1: 1700, 2: 300}
+ALL = int(os.environ.get("BITNAS_TEST_SHAPES", "2000"))
+SHAPES = {1: ALL * 17 // 20, 2: ALL * 3 // 20}
+
+
+def float_options(rng, dots, generator):
+    """Random arguments of the float epilogue: residual, slope, dtype."""
+    dtype = rng.choice((None, torch.float32, torch.bfloat16, torch.float16))
+    residual = torch.randn(dots.shape, generator=generator).to(dtype or torch.float32)
+    if dots.dim() == 4:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    slope = torch.randn(dots.shape[1], generator=generator)
+    return {
+        "residual": residual if rng.random() < 0.5 else None,
+        "slope": slope if rng.random() < 0.5 else None,
+        "dtype": dtype,
+    }
 
 
 def check(case, threads, prepared_too):
@@ -21,13 +36,22 @@ def check(case, threads, prepared_too):
     threshold = torch.randint(-25, 25, (n,), generator=generator, dtype=torch.int32)
     flip = torch.rand(n, generator=generator) < 0.5
     flip_words = reference.pack(flip.float()[None], 0.5)[0]
-    scale, bias = torch.randn(2, n, generator=generator)
+    scale, bias, cut, direction = torch.randn(4, n, generator=generator)
+    direction = direction.sign()
+    options = float_options(random.Random(case.seed), dots, generator)
     with threads():
         out = ops.conv2d(x, weight, activations=case.activations, **case.geometry)
         packed, packed_weight = ops.pack(x, activations=case.activations), ops.pack_weight(weight)
         prepared = torch.ops.bitnas.prepare_weight(packed_weight, case.channels, case.groups) if prepared_too else None
         bits = torch.ops.bitnas.conv2d_bits(packed, packed_weight, prepared, threshold, flip_words, *case.flat)
         floats = torch.ops.bitnas.conv2d_float(packed, packed_weight, prepared, scale, bias, *case.flat)
+        both = torch.ops.bitnas.conv2d_float_bits(
+            packed, packed_weight, prepared, scale, bias, cut, direction, *case.flat, **options
+        )
+    expected = reference.float_epilogue(dots, scale, bias, **options)
+    assert both[0].dtype == expected.dtype
+    assert torch.equal(both[0], expected), (case, options)
+    assert torch.equal(both[1], reference.pack(expected, cut, direction)), (case, options)
     assert out.dtype == torch.int32
     assert torch.equal(out, dots), case
     assert torch.equal(bits, reference.threshold_bits(dots, threshold, flip)), case
@@ -52,7 +76,7 @@ def test_many_random_convolutions(isa, threads):
 @pytest.mark.parametrize("activations", ["sign", "unit"])
 def test_random_matrix_products_equal_float64_torch(isa, threads, activations):
     rng = random.Random(f"{isa}-{activations}")
-    for _ in range(200):
+    for _ in range(ALL // 10):
         m = rng.choice((0, 1, 2, 3, 5, 8, 63, 64, 65, 130))
         n = rng.choice((1, 2, 15, 16, 17, 63, 64, 65, 127, 129))
         k = rng.choice((1, 3, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1000))
@@ -67,6 +91,9 @@ def test_random_matrix_products_equal_float64_torch(isa, threads, activations):
             unit = activations == "unit"
             bits = torch.ops.bitnas.linear_bits(packed, packed_weight, None, threshold, None, k, unit)
             floats = torch.ops.bitnas.linear_float(packed, packed_weight, None, scale, bias, k, unit)
+            options = float_options(rng, dots, generator)
+            more = torch.ops.bitnas.linear_float(packed, packed_weight, None, scale, bias, k, unit, **options)
+        assert torch.equal(more, reference.float_epilogue(dots, scale, bias, **options)), (m, n, k, options)
         assert torch.equal(out, dots), (m, n, k)
         assert torch.equal(bits, reference.threshold_bits(dots, threshold))
         assert torch.equal(floats, reference.affine(dots, scale, bias))
@@ -102,6 +129,28 @@ def test_accumulators_hold_the_longest_rows(isa, bits, activations, value):
     assert torch.equal(
         ops.linear(alternating, -alternating, activations=activations),
         reference.linear(alternating, -alternating, activations),
+    )
+
+
+@pytest.mark.parametrize("activations", ["sign", "unit"])
+def test_long_rows_through_every_epilogue(isa, activations):
+    """Few outputs of many products: where a kernel may cut the sum into parts."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 20_000, generator=generator), torch.randn(70, 20_000, generator=generator)
+    dots, unit = reference.linear(x, weight, activations), activations == "unit"
+    scale, bias = torch.randn(2, 70, generator=generator)
+    threshold = torch.randint(-200, 200, (70,), generator=generator, dtype=torch.int32)
+    packed, packed_weight = ops.pack(x, activations=activations), ops.pack_weight(weight)
+    arguments = (packed, packed_weight, None)
+    assert torch.equal(ops.linear(x, weight, activations=activations), dots)
+    assert torch.equal(
+        torch.ops.bitnas.linear_bits(*arguments, threshold, None, 20_000, unit),
+        reference.threshold_bits(dots, threshold),
+    )
+    options = {"residual": torch.randn(3, 70, generator=generator).bfloat16(), "slope": bias, "dtype": torch.bfloat16}
+    assert torch.equal(
+        torch.ops.bitnas.linear_float(*arguments, scale, bias, 20_000, unit, **options),
+        reference.float_epilogue(dots, scale, bias, **options),
     )
 
 

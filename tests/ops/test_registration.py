@@ -10,6 +10,7 @@ W = ops.pack_weight(torch.randn(34, 35, 3, 3))
 ROWS, MATRIX = ops.pack(torch.randn(5, 130)), ops.pack_weight(torch.randn(17, 130))
 GEOMETRY = (70, 2, 1, 1, 1, 1, 1, 2, False)
 SCALE, THRESHOLD, FLIP = torch.randn(34), torch.zeros(34, dtype=torch.int32), torch.ones(1, dtype=torch.int64)
+RESIDUAL = torch.randn(2, 34, 3, 5).contiguous(memory_format=torch.channels_last)
 PREPARED = torch.ops.bitnas.prepare_weight(W, 70, 2)
 OPS = torch.ops.bitnas
 
@@ -28,6 +29,15 @@ SAMPLES = {
     "conv2d_int32-unit": (OPS.conv2d_int32, (X, W, None, *GEOMETRY[:-1], True)),
     "conv2d_float": (OPS.conv2d_float, (X, W, None, SCALE, SCALE, *GEOMETRY)),
     "conv2d_float-prepared": (OPS.conv2d_float, (X, W, PREPARED, SCALE, SCALE, *GEOMETRY)),
+    "conv2d_float-bfloat16": (
+        OPS.conv2d_float,
+        (X, W, None, SCALE, SCALE, *GEOMETRY, RESIDUAL.bfloat16(), SCALE, torch.bfloat16),
+    ),
+    "conv2d_float_bits": (OPS.conv2d_float_bits, (X, W, None, SCALE, SCALE, SCALE, SCALE.sign(), *GEOMETRY)),
+    "conv2d_float_bits-residual": (
+        OPS.conv2d_float_bits,
+        (X, W, PREPARED, SCALE, SCALE, SCALE, SCALE.sign(), *GEOMETRY, RESIDUAL, None, None),
+    ),
     "conv2d_bits": (OPS.conv2d_bits, (X, W, None, THRESHOLD, FLIP, *GEOMETRY)),
     "conv2d_bits-plain": (OPS.conv2d_bits, (X, W, PREPARED, THRESHOLD, None, *GEOMETRY)),
     "linear_int32": (OPS.linear_int32, (ROWS, MATRIX, None, 130, False)),

@@ -1,9 +1,10 @@
 // Launchers of the CUDA kernels: pointers and sizes, no torch. Each runs on the
-// given stream, allocates nothing and does not synchronise.
+// given stream, allocates nothing and does not synchronise, so a graph can capture it.
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "kernels/conv2d.h"
+#include "kernels/cuda/runtime.h"
+#include "kernels/max_pool2d.h"
 #include "kernels/pack.h"
 
 namespace bitnas::cuda {
@@ -11,13 +12,34 @@ namespace bitnas::cuda {
 // pack.h, all `pixels` of the tensor.
 cudaError_t pack(const PackArgs& args, int64_t pixels, cudaStream_t stream);
 
-struct GemmArgs {
-  const Word* a;  // [m][words]
-  const Word* w;  // [n][words]
-  int32_t* out;   // [m][n], the dot of xnor.h
-  int64_t m, n, words, features;
-  Encoding encoding;
+// Packed [pixels][words_for(channels)] to float32 [pixels][channels]: 1, or `zero` for bit 0.
+cudaError_t unpack(const Word* packed, float* out, int64_t pixels, int64_t channels, float zero, cudaStream_t stream);
+
+// max_pool2d.h, all `images`.
+cudaError_t max_pool2d(const MaxPool2dArgs& args, int64_t images, cudaStream_t stream);
+
+// Weights as every kernel here reads them, one layout whatever the kernel: rows [out_channels][row_words] of
+// kernel_h * kernel_w * words_for(group_channels) words, tap after tap, padded with zeros to 16 bytes; behind them the
+// summed-area table of ones (padding.h), int32 [kernel_h + 1][kernel_w + 1][out_channels].
+struct PreparedLayout {
+  int64_t row_words;
+  int64_t ones_offset;  // bytes
+  int64_t bytes;
 };
-cudaError_t gemm(const GemmArgs& args, cudaStream_t stream);
+PreparedLayout prepared_layout(const Conv2dShape& shape);
+// weight: canonical, [out_channels][kernel_h][kernel_w][words_for(group_channels)]. prepared: 16-byte aligned.
+cudaError_t prepare_weight(const Conv2dShape& shape, const Word* weight, void* prepared, cudaStream_t stream);
+
+// What a convolution needs beside its operands. `regrouped`: the input with every group starting at a word, needed
+// where groups end inside words. `partial`: int32 dots that a split sum is gathered in.
+struct Conv2dScratch {
+  int64_t regrouped_bytes;
+  int64_t partial_bytes;
+};
+// device: the ordinal the kernels will run on.
+Conv2dScratch conv2d_scratch(const Conv2dArgs& args, int device);
+// conv2d.h with any epilogue; `regrouped` and `partial` as conv2d_scratch wants them.
+cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped, void* partial, int device,
+                   cudaStream_t stream);
 
 }  // namespace bitnas::cuda

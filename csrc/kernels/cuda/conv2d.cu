@@ -1,0 +1,198 @@
+// From a convolution's arguments to launches: choose the kernel, regroup the input
+// where groups end inside words, gather split sums.
+#include <algorithm>
+
+#include "kernels/cuda/epilogue.cuh"
+
+namespace bitnas::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Groups of this input start at whole words, or there is one.
+bool groups_aligned(const Conv2dShape& s) { return s.groups == 1 || s.group_channels() % kWordBits == 0; }
+
+// Packed pixels with each group at a word of its own, bits past the group's channels zero.
+__global__ void regroup_kernel(const Word* x, Word* out, int64_t words, int64_t group_channels, int64_t group_words,
+                               int64_t groups, int64_t total) {
+  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= total) return;
+  const int64_t at = index;
+  const int64_t word = index % group_words;
+  index /= group_words;
+  const int64_t group = index % groups, pixel = index / groups;
+  const int64_t bit = group * group_channels + word * kWordBits, shift = bit % kWordBits;
+  const Word* from = x + pixel * words + bit / kWordBits;
+  Word bits = from[0] >> shift;
+  const int64_t count = min(kWordBits, group_channels - word * kWordBits);
+  if (shift != 0 && shift + count > kWordBits) bits |= from[1] << (kWordBits - shift);
+  out[at] = count == kWordBits ? bits : bits & ((Word{1} << count) - 1);
+}
+
+// The epilogue of dots that a split launch summed up. A warp per 32 channels of one position.
+__global__ void finish_kernel(const __grid_constant__ ConvArgs args, int64_t blocks_n, int64_t warps) {
+  const int64_t index = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
+  if (index >= warps) return;
+  const int64_t n_first = index % blocks_n * kWarp, m = index / blocks_n % args.m;
+  const int group = static_cast<int>(index / blocks_n / args.m);
+  const int64_t n = n_first + threadIdx.x % kWarp;
+  const int dot = n < args.n ? args.partial[m * args.out_channels + group * int64_t{args.n} + n] : 0;
+  store_channels(args, m, group, n_first, dot);
+}
+
+cudaError_t grid_for(int64_t threads, dim3* grid) {
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  *grid = dim3(static_cast<unsigned>(blocks));
+  return cudaSuccess;
+}
+
+struct Device {
+  int compute_capability = 0, multiprocessors = 1;
+};
+
+cudaError_t device_facts(int device, Device* facts) {
+  int major = 0, minor = 0;
+  for (const auto& [attribute, value] :
+       {std::pair{cudaDevAttrComputeCapabilityMajor, &major}, std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
+        std::pair{cudaDevAttrMultiProcessorCount, &facts->multiprocessors}})
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) return error;
+  facts->compute_capability = 10 * major + minor;
+  return cudaSuccess;
+}
+
+int64_t pixel_words(const Conv2dShape& s) {
+  return groups_aligned(s) ? words_for(s.channels) : s.groups * words_for(s.group_channels());
+}
+
+bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+Choice choose_for(const Conv2dShape& s, const Word* x, const Device& device) {
+  Problem p{};
+  p.m = s.images * s.out_height * s.out_width;
+  p.n = s.group_out_channels();
+  p.words = s.taps() * words_for(s.group_channels());
+  p.groups = s.groups;
+  p.matrix = s.pointwise();
+  p.aligned = pixel_words(s) % 2 == 0 && is_aligned(x, 16);
+  p.large_kernel = std::max(s.kernel_h, s.kernel_w) > 255;
+  return choose(p, device.compute_capability, device.multiprocessors);
+}
+
+bool fits_int(std::initializer_list<int64_t> values) {
+  return std::all_of(values.begin(), values.end(), [](int64_t v) { return v <= INT32_MAX; });
+}
+
+ConvArgs conv_args(const Conv2dArgs& args, const void* prepared, const void* regrouped) {
+  const Conv2dShape& s = args.shape;
+  const PreparedLayout layout = prepared_layout(s);
+  const Epilogue& e = args.epilogue;
+  ConvArgs a{};
+  a.x = regrouped == nullptr ? args.x : static_cast<const Word*>(regrouped);
+  a.w = static_cast<const Word*>(prepared);
+  a.ones = reinterpret_cast<const int32_t*>(static_cast<const uint8_t*>(prepared) + layout.ones_offset);
+  a.m = s.images * s.out_height * s.out_width;
+  // The rows of a matrix are images of one pixel: no coordinate grows with their number.
+  a.height = s.pointwise() ? 1 : static_cast<int>(s.height);
+  a.width = s.pointwise() ? 1 : static_cast<int>(s.width);
+  a.out_height = s.pointwise() ? 1 : static_cast<int>(s.out_height);
+  a.out_width = s.pointwise() ? 1 : static_cast<int>(s.out_width);
+  a.kernel_h = static_cast<int>(s.kernel_h), a.kernel_w = static_cast<int>(s.kernel_w);
+  a.stride_h = static_cast<int>(s.stride_h), a.stride_w = static_cast<int>(s.stride_w);
+  a.padding_h = static_cast<int>(s.padding_h), a.padding_w = static_cast<int>(s.padding_w);
+  a.dilation_h = static_cast<int>(s.dilation_h), a.dilation_w = static_cast<int>(s.dilation_w);
+  a.pixel_words = static_cast<int>(pixel_words(s));
+  a.group_words = static_cast<int>(words_for(s.group_channels()));
+  a.group_channels = static_cast<int>(s.group_channels());
+  a.k_words = static_cast<int>(s.taps()) * a.group_words;
+  a.row_words = static_cast<int>(layout.row_words);
+  a.n = static_cast<int>(s.group_out_channels());
+  a.groups = static_cast<int>(s.groups);
+  a.out_channels = static_cast<int>(s.out_channels);
+  a.sign = s.encoding == Encoding::kSign;
+  a.alpha = a.sign ? 4 : 2, a.beta = a.sign ? 2 : 1;
+  a.wide_loads = a.pixel_words % 2 == 0 && a.group_words % 2 == 0 && is_aligned(a.x, 16);
+  a.wide_stores = a.out_channels % 8 == 0 && a.n % 8 == 0 && is_aligned(e.out, 16);
+  a.merge = a.groups > 1 && a.n % 32 != 0;
+  a.splits = 1;
+  a.epilogue = e;
+  return a;
+}
+
+cudaError_t run(const ConvArgs& args, const Kernel& kernel, const Device& device, cudaStream_t stream) {
+  switch (kernel.family) {
+    case Family::kPopc: return conv2d_popc(args, stream);
+    case Family::kMma: return conv2d_mma_b1(args, kernel, stream);
+    case Family::kInt8: return conv2d_mma_int8(args, kernel, stream);
+    case Family::kWgmma: return gemm_wgmma(args, kernel, device.multiprocessors, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+Conv2dScratch conv2d_scratch(const Conv2dArgs& args, int device) {
+  const Conv2dShape& s = args.shape;
+  Conv2dScratch scratch{};
+  if (!groups_aligned(s))
+    scratch.regrouped_bytes = s.images * s.height * s.width * pixel_words(s) * static_cast<int64_t>(sizeof(Word));
+  Device facts;
+  // Dots that leave as int32 are summed where they go.
+  if (args.epilogue.kind != EpilogueKind::kInt32 && device_facts(device, &facts) == cudaSuccess &&
+      choose_for(s, args.x, facts).splits > 1)
+    scratch.partial_bytes =
+        s.images * s.out_height * s.out_width * s.out_channels * static_cast<int64_t>(sizeof(int32_t));
+  return scratch;
+}
+
+cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped, void* partial, int device,
+                   cudaStream_t stream) {
+  const Conv2dShape& s = args.shape;
+  const int64_t rows = s.images * s.out_height * s.out_width;
+  if (rows == 0) return cudaSuccess;
+  if (!fits_int({s.out_channels, s.channels, prepared_layout(s).row_words, pixel_words(s)}) ||
+      (!s.pointwise() &&
+       !fits_int({s.height + 2 * s.padding_h, s.width + 2 * s.padding_w, s.out_height * s.out_width})))
+    return cudaErrorInvalidValue;
+  Device facts;
+  if (const cudaError_t error = device_facts(device, &facts); error != cudaSuccess) return error;
+
+  if (regrouped != nullptr) {
+    const int64_t group_words = words_for(s.group_channels());
+    const int64_t total = s.images * s.height * s.width * s.groups * group_words;
+    LaunchConfig config{{}, dim3(kThreads)};
+    cudaError_t error = grid_for(total, &config.grid);
+    if (error == cudaSuccess)
+      error = launch(regroup_kernel, config, stream, args.x, static_cast<Word*>(regrouped), words_for(s.channels),
+                     s.group_channels(), group_words, s.groups, total);
+    if (error != cudaSuccess) return error;
+  }
+
+  ConvArgs a = conv_args(args, prepared, regrouped);
+  Word* bits = a.epilogue.kind == EpilogueKind::kBits ? static_cast<Word*>(a.epilogue.out) : a.epilogue.packed;
+  if (bits != nullptr && a.groups > 1 && (a.merge || a.out_channels % kWordBits != 0)) {
+    // Bits are merged into these words, or leave the end of each pixel's last word alone.
+    const size_t bytes = static_cast<size_t>(rows * words_for(s.out_channels)) * sizeof(Word);
+    if (const cudaError_t error = cudaMemsetAsync(bits, 0, bytes, stream); error != cudaSuccess) return error;
+  }
+
+  const Choice choice = choose_for(s, args.x, facts);
+  const Kernel& chosen = kernel(choice.kernel);
+  const bool in_place = a.epilogue.kind == EpilogueKind::kInt32;
+  // No room for a split sum: another thread forced another kernel since conv2d_scratch was asked.
+  if (choice.splits == 1 || (partial == nullptr && !in_place)) return run(a, chosen, facts, stream);
+
+  ConvArgs part = a;
+  part.splits = static_cast<int>(choice.splits);
+  part.partial = static_cast<int32_t*>(in_place ? a.epilogue.out : partial);
+  const size_t bytes = static_cast<size_t>(rows * s.out_channels) * sizeof(int32_t);
+  if (const cudaError_t error = cudaMemsetAsync(part.partial, 0, bytes, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = run(part, chosen, facts, stream); error != cudaSuccess || in_place) return error;
+  a.partial = part.partial;
+  const int64_t blocks_n = (covered_channels(a) + kWarp - 1) / kWarp, warps = blocks_n * a.m * a.groups;
+  LaunchConfig config{{}, dim3(kThreads)};
+  if (const cudaError_t error = grid_for(warps * kWarp, &config.grid); error != cudaSuccess) return error;
+  return launch(finish_kernel, config, stream, a, blocks_n, warps);
+}
+
+}  // namespace bitnas::cuda
