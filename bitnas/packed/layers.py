@@ -4,6 +4,7 @@ What a kernel wants its weights to look like is made from them when a layer is b
 A layer is described by plain numbers and words (its ``spec``), from which an empty one can be built and then filled.
 """
 
+import functools
 from typing import Any, Literal, Self
 
 import torch
@@ -47,12 +48,27 @@ class Pack(PackedLayer):
             self.register_buffer("threshold", torch.zeros(channels))
             self.register_buffer("direction", torch.ones(channels))
 
+    def terms(self, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """Threshold and direction of each of so many channels, float32 on the device of ``like``."""
+        if self.spec["channels"] is not None:
+            return self.threshold, self.direction
+        # A tensor made while a graph is captured or traced belongs to it and must not be kept.
+        fleeting = torch.compiler.is_compiling() or (like.is_cuda and torch.cuda.is_current_stream_capturing())
+        make = _constant_terms.__wrapped__ if fleeting else _constant_terms
+        return make(self._threshold, channels, like.device)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()
         if self.spec["channels"] is None:
             return _ops.pack.default(x, self._threshold)
         return _ops.pack_channels.default(x, self.threshold, self.direction)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant_terms(threshold: float, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return torch.full((channels,), threshold, device=device), torch.ones(channels, device=device)
 
 
 class _PackedDot(PackedLayer):
@@ -158,6 +174,16 @@ class PackedConv2d(_PackedDot):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry)
 
+    def run_and_pack(self, pack: Pack, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The floats, and what ``pack`` makes of them; epilogue ``"float"`` only."""
+        return self._float_bits(pack, x, None)
+
+    def _float_bits(self, pack: Pack, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        terms = pack.terms(x, self.spec["out_channels"])
+        return _ops.conv2d_float_bits.default(
+            x, self.weight, self.prepared, self.scale, self.bias, *terms, *self._geometry, residual
+        )
+
     def dots(self, x: Tensor) -> Tensor:
         """The int32 dot products behind the epilogue."""
         return _ops.conv2d_int32.default(x, self.weight, self.prepared, *self._geometry)
@@ -172,10 +198,19 @@ class PackedConv2dAdd(PackedConv2d):
             raise ValueError(f"epilogue must be 'float' where something is added, got {self.epilogue!r}")
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
-        if other.dtype != torch.float32 or other.shape != self._out_shape(x):
+        if not self._fuses(x, other):
             return super().forward(x) + other  # by torch's rules of broadcasting
         other = other.contiguous(memory_format=torch.channels_last)
         return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry, other)
+
+    def run_and_pack(self, pack: Pack, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if not self._fuses(x, other):
+            y = super().forward(x) + other
+            return y, pack(y)
+        return self._float_bits(pack, x, other.contiguous(memory_format=torch.channels_last))
+
+    def _fuses(self, x: Tensor, other: Tensor) -> bool:
+        return other.dtype == torch.float32 and other.shape == self._out_shape(x)
 
     def _out_shape(self, x: Tensor) -> tuple[int, ...]:
         spec = self.spec

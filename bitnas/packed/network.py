@@ -163,15 +163,7 @@ class PackedNetwork(nn.Module):
             raise ValueError("a network needs at least one step")
         for name, layer in layers.items():
             self.add_module(name, layer)
-        last_use = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
-        self._plan = []  # (value, is a layer, function or None, inputs, arguments, values no longer needed)
-        for i, step in enumerate(self.steps):
-            has_layer = step.name in layers
-            arguments = {} if has_layer else step.arguments
-            done = tuple({name for name in step.inputs if last_use[name] == i})
-            # A layer is looked up by name, so that a deep copy runs its own.
-            function = None if has_layer else FUNCTIONS[step.kind]
-            self._plan.append((step.name, has_layer, function, step.inputs, arguments, done))
+        self._plan = _plan(self.steps, layers)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -194,14 +186,21 @@ class PackedNetwork(nn.Module):
 
     def _run(self, x: Tensor, *, keep: bool) -> Iterator[tuple[str, Tensor]]:
         values = {INPUT: x}
-        modules = self._modules
-        for name, has_layer, function, inputs, arguments, done in self._plan:
-            run: Any = modules[name] if has_layer else function
-            values[name] = run(*[values[i] for i in inputs], **arguments)
+        modules: dict[str, Any] = self._modules
+        for call in self._plan:
+            inputs = [values[i] for i in call.inputs]
+            if call.packed is not None:
+                values[call.name], values[call.packed] = modules[call.name].run_and_pack(modules[call.packed], *inputs)
+                yield call.packed, values[call.packed]
+            elif call.function is None:
+                values[call.name] = modules[call.name](*inputs)
+            else:
+                values[call.name] = call.function(*inputs, **call.arguments)
+            yield call.name, values[call.name]
             if not keep:
-                for i in done:
+                del inputs
+                for i in call.done:
                     del values[i]
-            yield name, values[name]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
@@ -220,6 +219,48 @@ class PackedNetwork(nn.Module):
         if mode:
             raise ValueError("a frozen network cannot be trained; train the model it was frozen from")
         return super().train(False)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What runs for a step. A layer is looked up by name, so that a deep copy runs its own."""
+
+    name: str
+    inputs: tuple[str, ...]
+    function: Callable[..., Tensor] | None  # None: the layer
+    arguments: dict[str, Any]
+    packed: str | None  # the pack step that this convolution's epilogue does on the way
+    done: tuple[str, ...]  # values that nobody reads any more
+
+
+def _plan(steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> list[_Call]:
+    """The steps as calls: one each, but for values that a convolution can pack while it still has them at hand."""
+    packers: dict[str, str] = {}
+    for step in steps:
+        if step.kind == "pack":
+            maker = layers.get(step.inputs[0])
+            if isinstance(maker, PackedConv2d) and maker.epilogue == "float":
+                packers.setdefault(step.inputs[0], step.name)
+    fused = set(packers.values())
+    calls = [step for step in steps if step.name not in fused]
+    last_use = {step.name: i for i, step in enumerate(calls)}
+    last_use |= {packed: last_use[name] for name, packed in packers.items()}
+    last_use |= {name: i for i, step in enumerate(calls) for name in step.inputs}
+    last_use.pop(steps[-1].name)
+    done: list[list[str]] = [[] for _ in calls]
+    for name, i in last_use.items():
+        done[i].append(name)
+    return [
+        _Call(
+            step.name,
+            step.inputs,
+            None if step.name in layers else FUNCTIONS[step.kind],
+            {} if step.name in layers else step.arguments,
+            packers.get(step.name),
+            tuple(done[i]),
+        )
+        for i, step in enumerate(calls)
+    ]
 
 
 # Names that a step cannot have, because a layer of that name would hide an attribute of the network.

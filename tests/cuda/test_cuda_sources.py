@@ -42,6 +42,25 @@ def test_kernels_equal_the_reference(capability):
     run_tests(capability, str(TESTS / "ops/test_random_shapes.py"), "-k", names, shapes=40)
 
 
+@pytest.mark.parametrize(
+    ("capability", "families"),
+    [
+        ("75", {"popc"}),
+        ("80", {"popc", "int8", "mma"}),
+        ("89", {"popc", "int8", "mma"}),
+        ("90", {"popc", "int8", "mma", "wgmma"}),
+        ("100", {"popc", "int8"}),
+        ("120", {"popc", "int8"}),
+    ],
+)
+def test_a_gpu_gets_the_families_it_has_instructions_for(capability, families):
+    """Binary tensor cores ended with Hopper: what came after emulates them, slowly, and must not be given them."""
+    code = f"import torch, bitnas.ops; torch.ops.load_library({str(MODEL)!r}); print(torch.ops.bitnas.cuda_kernels())"
+    environment = {**os.environ, "BITNAS_CUDA_MODEL_CC": capability}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert {name.partition("_")[0] for name in child.stdout.strip().split(",")} == families
+
+
 def test_packing_registration_and_errors():
     names = ("test_pack.py", "test_registration.py", "test_bad_input.py")
     run_tests("90", *(str(TESTS / "ops" / name) for name in names), "-k", "not environment")
