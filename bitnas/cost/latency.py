@@ -12,19 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitnas.cost import machine
+from bitnas.cost import cuda_timing, machine
 from bitnas.cost.timing import Timing, time_call
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Microseconds per batch. ``timing`` holds the spread; ``machine`` where it was taken."""
+    """Microseconds per batch. ``timing`` holds the spread; ``machine`` where it was taken.
+
+    ``mode``: what was timed. On a CPU a ``"call"``. On a GPU the replay of a CUDA ``"graph"``, with the same network
+    launched from the host in ``launch``; or ``"launch"`` alone where the network cannot be captured.
+    ``cold_cache``: every run began with nothing of it in the GPU's L2.
+    """
 
     timing: Timing
     batch: int
     threads: int
     input_size: tuple[int, ...]
     machine: dict[str, Any]
+    mode: str = "call"
+    launch: Timing | None = None
+    cold_cache: bool = False
 
     @property
     def median_us(self) -> float:
@@ -42,15 +50,24 @@ class Latency:
     def noisy(self) -> bool:
         return self.timing.noisy
 
+    @property
+    def launch_us(self) -> float | None:
+        """Median where every kernel is launched from the host; None on a CPU."""
+        return self.launch.median_us if self.launch else None
+
     def to_dict(self) -> dict[str, Any]:
         """Timing and key as JSON."""
         key = {"batch": self.batch, "threads": self.threads, "input_size": list(self.input_size)}
-        return {**self.timing.to_dict(), **key, "machine": self.machine}
+        how = {"mode": self.mode, "launch_us": self.launch_us, "cold_cache": self.cold_cache}
+        return {**self.timing.to_dict(), **how, **key, "machine": self.machine}
 
     def __str__(self) -> str:
         noise = ", noisy" if self.noisy else ""
+        where = f"on {self.threads} thread(s)"
+        if self.launch:
+            where = f"by {self.mode} on {self.machine['device']}, {self.launch_us:.1f} us by launches"
         return (
-            f"{self.median_us:.1f} us per batch of {self.batch} on {self.threads} thread(s) "
+            f"{self.median_us:.1f} us per batch of {self.batch} {where} "
             f"(IQR {self.iqr_us:.1f} us, {self.runs} runs{noise})"
         )
 
@@ -72,36 +89,43 @@ def measure_latency(
     *,
     batch: int = 1,
     threads: int = 1,
+    cold_cache: bool = False,
     **timing: Any,
 ) -> Latency:
     """Times a network, frozen or float, from float images to logits.
 
-    Run nothing else on the machine meanwhile. Random images; inference mode; the module's own device.
+    Run nothing else on the machine meanwhile. Random images; inference mode; the module's own device. On a GPU, times
+    are the GPU's own: a replayed graph, and beside it the same network launched from the host.
 
     Args:
         frozen: what :func:`bitnas.freeze` returns, or any module (evaluated in the mode it is in).
         input_size: ``(C, H, W)``.
         batch: images per call. threads: torch's threads during the measurement.
+        cold_cache: GPU only: empty the L2 before every run.
         timing: options of :func:`bitnas.cost.timing.time_interleaved`.
 
     Returns:
         median, IQR, number of runs, whether it stayed noisy, and the machine.
 
     Raises:
-        ValueError: a size, batch or thread count below 1. Whatever the network raises on such an input.
+        ValueError: a size, batch or thread count below 1; ``cold_cache`` on a CPU. Whatever the network raises on such
+        an input.
     """
     for name, value in {"batch": batch, "threads": threads, "input_size": min(input_size, default=0)}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     tensor = next(iter(frozen.state_dict().values()), torch.empty(0))
+    if cold_cache and not tensor.is_cuda:
+        raise ValueError(f"cold_cache is for a network on a GPU, this one is on {tensor.device}")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((batch, *input_size), generator=generator).to(tensor.device)
-
-    def call() -> None:
-        frozen(x)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-
     with thread_count(threads), torch.inference_mode():
-        result = time_call(call, **timing)
-    return Latency(result, batch, threads, tuple(input_size), {**machine.facts(), "device": str(tensor.device)})
+        if not tensor.is_cuda:
+            result = time_call(lambda: frozen(x), **timing)
+            where = {**machine.facts(), "device": str(tensor.device)}
+            return Latency(result, batch, threads, tuple(input_size), where)
+        with torch.cuda.device(tensor.device):
+            times = cuda_timing.time_launch_and_graph(lambda: frozen(x), cold_cache=cold_cache, **timing)
+            where = {**machine.facts(), "device": str(tensor.device), "gpu_state": machine.gpu_state()}
+    mode = "graph" if "graph" in times else "launch"
+    return Latency(times[mode], batch, threads, tuple(input_size), where, mode, times["launch"], cold_cache)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,82 @@ def _first_line(path: str) -> str | None:
         return None
 
 
+def _nvidia_smi(gpu: str, *names: str) -> list[str | None]:
+    """What nvidia-smi says of one GPU, by its UUID; None for what it does not know, or where it is missing."""
+    query = [f"--id={gpu}", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return [None] * len(names)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    if len(values) != len(names):
+        return [None] * len(names)
+    return [None if value.startswith("[") else value for value in values]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _uuid(index: int) -> str:
+    import torch
+
+    return "GPU-" + str(torch.cuda.get_device_properties(index).uuid).removeprefix("GPU-")
+
+
+@cache
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    found = torch.cuda.get_device_properties(index)
+    driver, *limits = _nvidia_smi(_uuid(index), "driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
+    sm, memory, power = map(_number, limits)
+    return {
+        "name": found.name,
+        "compute_capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory_bytes": found.total_memory,
+        "l2_bytes": found.L2_cache_size,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "clocks": {"sm_max_mhz": sm, "memory_max_mhz": memory},
+        "power_limit_w": power,
+    }
+
+
+def gpu_state() -> dict[str, float | None]:
+    """Clocks, power and temperature of the current GPU at this moment: read it right after a measurement."""
+    import torch
+
+    names = {
+        "sm_mhz": "clocks.sm",
+        "memory_mhz": "clocks.mem",
+        "power_w": "power.draw",
+        "temperature_c": "temperature.gpu",
+    }
+    values = _nvidia_smi(_uuid(torch.cuda.current_device()), *names.values())
+    return dict(zip(names, map(_number, values), strict=True))
+
+
+def why_no_gpu() -> str | None:
+    """Why the CUDA kernels cannot run here; None where they can."""
+    import torch
+
+    from bitnas import ops  # noqa: F401  registers the kernels
+
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    if not torch.cuda.is_available():
+        return f"torch was built for CUDA {torch.version.cuda} but finds no usable GPU or driver"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("bitnas::conv2d_bits", "CUDA"):
+        return "bitnas was built without nvcc, so its CUDA kernels are missing"
+    return None
+
+
 @cache
 def _fixed() -> dict[str, Any]:
     import torch
@@ -62,12 +139,15 @@ def _fixed() -> dict[str, Any]:
         "bitnas": __version__,
         "kernel_version": KERNEL_VERSION,
         "isas": ops.cpu_isas(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
 def facts() -> dict[str, Any]:
-    """The machine and the software, as JSON: CPU, cores this process may use, instruction sets, versions, GPU."""
+    """The machine and the software, as JSON: CPU, cores this process may use, instruction sets, versions, and under
+    ``gpu`` the current GPU with its driver, limits of clocks and power, CUDA and cuDNN, or None."""
+    import torch
+
     from bitnas import ops
 
-    return {**_fixed(), "isa": ops.cpu_isa()}
+    gpu = _gpu(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return {**_fixed(), "gpu": gpu, "isa": ops.cpu_isa()}

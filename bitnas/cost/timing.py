@@ -3,11 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any
 
+Call = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
+Stopwatch = Callable[[Call, int], float]  # makes a call so many times in a row: nanoseconds that they took
 
 # A sample shorter than this is mostly the clock: short calls are timed several at a time.
 _MIN_SAMPLE_NS = 100_000
@@ -29,6 +31,11 @@ class Timing:
     def iqr_us(self) -> float:
         return self.q3_us - self.q1_us
 
+    def per(self, calls: int) -> "Timing":
+        """Of one call, where a sample held this many."""
+        times = {name: value / calls for name, value in asdict(self).items() if name.endswith("_us")}
+        return replace(self, **times)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "iqr_us": self.iqr_us}
 
@@ -49,14 +56,27 @@ def summarize(samples_us: list[float], tolerance: float) -> Timing:
     return Timing(median, q1, q3, low, high, len(ordered), (high - low) / 2 > tolerance * median)
 
 
+def host_stopwatch(clock: Clock = time.perf_counter_ns) -> Stopwatch:
+    """Times calls that are over when they return."""
+
+    def elapsed(call: Call, times: int) -> float:
+        begin = clock()
+        for _ in range(times):
+            call()
+        return clock() - begin
+
+    return elapsed
+
+
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[str, Call],
     *,
     warmup: float = 0.05,
     seconds: float = 0.5,
     min_runs: int = 20,
     tolerance: float = 0.02,
     clock: Clock = time.perf_counter_ns,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Timing]:
     """Times several calls in turns (A B C A B C ...), so that a drifting clock or a busy neighbour meets all alike.
 
@@ -64,26 +84,25 @@ def time_interleaved(
         warmup: seconds of warm-up for each call.
         seconds: stop after this long in all, even if not stable; at least ``min_runs`` rounds are taken.
         tolerance: a timing is stable when half its 95 % interval is below this share of the median.
+        clock: what the limits above are told by.
+        stopwatch: what samples are taken with; by default the same clock. A GPU has its own (cuda_timing.py).
 
     Returns:
         one :class:`Timing` per name.
     """
+    elapsed = stopwatch or host_stopwatch(clock)
     repeats = {}
     for name, call in calls.items():
-        start, count = clock(), 0
+        start, spent, count = clock(), 0.0, 0
         while clock() - start < warmup * 1e9 or count < 2:
-            call()
+            spent += elapsed(call, 1)
             count += 1
-        repeats[name] = max(1, int(_MIN_SAMPLE_NS * count / max(1, clock() - start)))
+        repeats[name] = max(1, int(_MIN_SAMPLE_NS * count / max(1, spent)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     start, rounds = clock(), 0
     while True:
         for name, call in calls.items():
-            n = repeats[name]
-            begin = clock()
-            for _ in range(n):
-                call()
-            samples[name].append((clock() - begin) / n / 1e3)
+            samples[name].append(elapsed(call, repeats[name]) / repeats[name] / 1e3)
         rounds += 1
         if rounds < min_runs:
             continue
@@ -94,6 +113,6 @@ def time_interleaved(
     return {name: summarize(s, tolerance) for name, s in samples.items()}
 
 
-def time_call(call: Callable[[], object], **options: Any) -> Timing:
+def time_call(call: Call, **options: Any) -> Timing:
     """Times one call; options as in :func:`time_interleaved`."""
     return time_interleaved({"call": call}, **options)["call"]

@@ -186,6 +186,75 @@ def test_doctor_notices_wrong_results(run, monkeypatch):
     assert "wrong results" in err
 
 
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A GPU whose kernels are the CPU's."""
+    from bitnas import _library
+    from bitnas.cli import examine
+    from bitnas.cost import machine
+
+    selected, right, facts = [], examine._equal_trials, machine.facts()
+    gpu = {"name": "NVIDIA Test", "compute_capability": "9.0", "driver": "580.1"}
+    monkeypatch.setattr(machine, "facts", lambda: {**facts, "gpu": gpu})
+    monkeypatch.setattr(machine, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(_library, "cuda_kernels", lambda: ["popc", "mma_64x64"])
+    monkeypatch.setattr(_library, "select_cuda_kernel", selected.append)
+    monkeypatch.setattr(examine, "_equal_trials", lambda device, *kinds: right("cpu", *kinds))
+    return selected
+
+
+def test_doctor_tests_every_cuda_kernel(run, pretended_gpu):
+    code, out, _ = run("doctor", "--json")
+    cuda = json.loads(out)["cuda"]
+    assert code == 0
+    assert (cuda["usable"], cuda["device"], cuda["why"]) == (True, "NVIDIA Test", None)
+    assert cuda["self_test"] == {"popc": 24, "mma_64x64": 24}
+    assert pretended_gpu == ["popc", "auto", "mma_64x64", "auto"]
+    _, out, _ = run("doctor")
+    assert "compute capability 9.0, driver 580.1" in out
+    assert "CUDA mma_64x64: 24 of 24 products equal" in out
+
+
+def test_doctor_notices_wrong_cuda_results(run, pretended_gpu, monkeypatch):
+    from bitnas import ops
+
+    right = ops.linear  # which the self-test of the CPU does not use
+    monkeypatch.setattr(ops, "linear", lambda *a, **k: right(*a, **k) + 1)
+    code, _, err = run("doctor", "--json")
+    assert code == 1
+    assert "the popc, mma_64x64 kernels compute wrong results" in err
+
+
+def test_bench_on_a_gpu_that_is_not_there(run, monkeypatch):
+    from bitnas.cost import machine
+
+    monkeypatch.setattr(machine, "why_no_gpu", lambda: "this torch is a CPU build")
+    assert run("bench", "--device", "cuda") == (2, "", "error: device='cuda': this torch is a CPU build\n")
+
+
+def test_bench_on_a_gpu(run, monkeypatch):
+    row = {"name": "a", "batch": 8, "threads": 1, "isa": "popc", "gops": {"bitnas": 9}}
+    row["ms"] = {"bitnas": 1.0, "bitnas_to_bfloat16": 2.0, "bfloat16": 8.0}
+    result = {
+        "device": "cuda",
+        "machine": {"torch": "2.13", "gpu": {"name": "NVIDIA Test", "driver": "580.1"}},
+        "rows": [row],
+        "geomean_ratio": {"bfloat16": 8.0},
+        "geomean_ratio_to_bfloat16": {"bfloat16": 4.0},
+        "left_out": {"int8": "torch has none"},
+    }
+    asked = {}
+    monkeypatch.setattr("bitnas.cost.bench.bench_layers", lambda layers, **options: asked.update(options) or result)
+    options = ("bench", "--device", "cuda", "--isa", "popc", "--batch", "8")
+    code, out, _ = run(*options)
+    assert code == 0
+    assert (asked["device"], asked["kernel"], asked["against"], asked["batches"]) == ("cuda", "popc", None, (8,))
+    for words in ("NVIDIA Test, driver 580.1", "to bf16 ms", "8.00×", "int8 left out: torch has none"):
+        assert words in out
+    assert "with bfloat16 results against bfloat16: 4.00 times as fast" in out
+    assert json.loads(run(*options, "--json")[1])["device"] == "cuda"
+
+
 def test_bench_holds_torch_to_the_same_instructions():
     script = (
         "import os, sys\nfrom bitnas.cli.bench import hold_to\nassert 'torch' not in sys.modules\nhold_to('avx2')\n"
@@ -208,6 +277,7 @@ def test_bench_prints_rows_and_ratios(run, tmp_path):
     assert all(row["ms"]["bitnas"] > 0 and row["ms"]["float32"] > 0 for row in found["rows"])
     assert found["geomean_ratio"]["float32"] > 0
     assert found["machine"]["isa"]
+    assert found["device"] == "cpu"
     code, out, _ = run(*options)
     assert code == 0
     assert "geometric mean" in out

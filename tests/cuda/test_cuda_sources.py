@@ -61,8 +61,8 @@ def test_a_gpu_gets_the_families_it_has_instructions_for(capability, families):
     assert {name.partition("_")[0] for name in child.stdout.strip().split(",")} == families
 
 
-def test_packing_registration_and_errors():
-    names = ("test_pack.py", "test_registration.py", "test_bad_input.py")
+def test_packing_and_errors():
+    names = ("test_pack.py", "test_bad_input.py")
     run_tests("90", *(str(TESTS / "ops" / name) for name in names), "-k", "not environment")
 
 
