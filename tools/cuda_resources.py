@@ -50,7 +50,10 @@ def _run(tool: str, *arguments: str | Path, cwd: str | None = None) -> str:
     path = find_tool(tool)
     if path is None:
         raise FileNotFoundError(f"{tool} is neither in a CUDA toolkit nor installed: pip install nvidia-cuda-{tool}")
-    return subprocess.run([path, *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([path, *arguments], cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{path} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
 
 
 def _demangled(symbols: list[str]) -> list[str]:
@@ -117,6 +120,8 @@ class CudaObject:
 
 
 def main(path: Path) -> None:
+    if not path.exists():
+        raise SystemExit(f"{path} was not built")
     cuda = CudaObject(path)
     print(f"{'architecture':<12} {'registers':>9} {'stack':>6} {'shared':>6} {'instructions':>12}  kernel")
     for _, cubin in groupby(cuda.kernels, key=lambda kernel: kernel.cubin):

@@ -98,13 +98,14 @@ void run_conv2d(const Conv2dArgs& args, const Tensor& x, const Tensor& weight, c
   const OnDevice on(x);
   const bool serves = prepared.has_value() && is_prepared_for(args.shape, *prepared, x);
   const Tensor weights = serves ? *prepared : make_prepared(args.shape, weight, on);
-  const cuda::Conv2dScratch scratch = cuda::conv2d_scratch(args, on.device);
+  cuda::Conv2dPlan plan;
+  check(cuda::plan_conv2d(args, on.device, &plan));
   const auto bytes = [&](int64_t size) {
     return size > 0 ? std::optional(empty_contiguous<1>({size}, aoti_torch_dtype_uint8(), x)) : std::nullopt;
   };
-  const OptionalTensor regrouped = bytes(scratch.regrouped_bytes), partial = bytes(scratch.partial_bytes);
+  const OptionalTensor regrouped = bytes(plan.regrouped_bytes), partial = bytes(plan.partial_bytes);
   const auto pointer = [](const OptionalTensor& t) { return t.has_value() ? t->mutable_data_ptr() : nullptr; };
-  check(cuda::conv2d(args, weights.const_data_ptr(), pointer(regrouped), pointer(partial), on.device, on.stream));
+  check(cuda::conv2d(args, plan, weights.const_data_ptr(), pointer(regrouped), pointer(partial), on.stream));
 }
 
 Tensor max_pool2d_bits(const Tensor& x, const OptionalTensor& flip, int64_t kernel_h, int64_t kernel_w,

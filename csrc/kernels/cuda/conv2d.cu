@@ -47,27 +47,13 @@ cudaError_t grid_for(int64_t threads, dim3* grid) {
   return cudaSuccess;
 }
 
-struct Device {
-  int compute_capability = 0, multiprocessors = 1;
-};
-
-cudaError_t device_facts(int device, Device* facts) {
-  int major = 0, minor = 0;
-  for (const auto& [attribute, value] :
-       {std::pair{cudaDevAttrComputeCapabilityMajor, &major}, std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
-        std::pair{cudaDevAttrMultiProcessorCount, &facts->multiprocessors}})
-    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) return error;
-  facts->compute_capability = 10 * major + minor;
-  return cudaSuccess;
-}
-
 int64_t pixel_words(const Conv2dShape& s) {
   return groups_aligned(s) ? words_for(s.channels) : s.groups * words_for(s.group_channels());
 }
 
 bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-Choice choose_for(const Conv2dShape& s, const Word* x, const Device& device) {
+Problem problem_of(const Conv2dShape& s, const Word* x) {
   Problem p{};
   p.m = s.images * s.out_height * s.out_width;
   p.n = s.group_out_channels();
@@ -76,7 +62,7 @@ Choice choose_for(const Conv2dShape& s, const Word* x, const Device& device) {
   p.matrix = s.pointwise();
   p.aligned = pixel_words(s) % 2 == 0 && is_aligned(x, 16);
   p.large_kernel = std::max(s.kernel_h, s.kernel_w) > 255;
-  return choose(p, device.compute_capability, device.multiprocessors);
+  return p;
 }
 
 bool fits_int(std::initializer_list<int64_t> values) {
@@ -119,33 +105,36 @@ ConvArgs conv_args(const Conv2dArgs& args, const void* prepared, const void* reg
   return a;
 }
 
-cudaError_t run(const ConvArgs& args, const Kernel& kernel, const Device& device, cudaStream_t stream) {
+cudaError_t run(const ConvArgs& args, const Conv2dPlan& plan, cudaStream_t stream) {
+  const Kernel& kernel = cuda::kernel(plan.choice.kernel);
   switch (kernel.family) {
     case Family::kPopc: return conv2d_popc(args, stream);
     case Family::kMma: return conv2d_mma_b1(args, kernel, stream);
     case Family::kInt8: return conv2d_mma_int8(args, kernel, stream);
-    case Family::kWgmma: return gemm_wgmma(args, kernel, device.multiprocessors, stream);
+    case Family::kWgmma: return gemm_wgmma(args, kernel, plan.multiprocessors, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-Conv2dScratch conv2d_scratch(const Conv2dArgs& args, int device) {
+cudaError_t plan_conv2d(const Conv2dArgs& args, int device, Conv2dPlan* plan) {
   const Conv2dShape& s = args.shape;
-  Conv2dScratch scratch{};
-  if (!groups_aligned(s))
-    scratch.regrouped_bytes = s.images * s.height * s.width * pixel_words(s) * static_cast<int64_t>(sizeof(Word));
-  Device facts;
+  int major = 0, minor = 0;
+  for (const auto& [attribute, value] :
+       {std::pair{cudaDevAttrComputeCapabilityMajor, &major}, std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
+        std::pair{cudaDevAttrMultiProcessorCount, &plan->multiprocessors}})
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) return error;
+  plan->choice = choose(problem_of(s, args.x), 10 * major + minor, plan->multiprocessors);
+  plan->regrouped_bytes =
+      groups_aligned(s) ? 0 : s.images * s.height * s.width * pixel_words(s) * int64_t{sizeof(Word)};
   // Dots that leave as int32 are summed where they go.
-  if (args.epilogue.kind != EpilogueKind::kInt32 && device_facts(device, &facts) == cudaSuccess &&
-      choose_for(s, args.x, facts).splits > 1)
-    scratch.partial_bytes =
-        s.images * s.out_height * s.out_width * s.out_channels * static_cast<int64_t>(sizeof(int32_t));
-  return scratch;
+  const bool apart = plan->choice.splits > 1 && args.epilogue.kind != EpilogueKind::kInt32;
+  plan->partial_bytes = apart ? s.images * s.out_height * s.out_width * s.out_channels * int64_t{sizeof(int32_t)} : 0;
+  return cudaSuccess;
 }
 
-cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped, void* partial, int device,
+cudaError_t conv2d(const Conv2dArgs& args, const Conv2dPlan& plan, const void* prepared, void* regrouped, void* partial,
                    cudaStream_t stream) {
   const Conv2dShape& s = args.shape;
   const int64_t rows = s.images * s.out_height * s.out_width;
@@ -154,8 +143,6 @@ cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped
       (!s.pointwise() &&
        !fits_int({s.height + 2 * s.padding_h, s.width + 2 * s.padding_w, s.out_height * s.out_width})))
     return cudaErrorInvalidValue;
-  Device facts;
-  if (const cudaError_t error = device_facts(device, &facts); error != cudaSuccess) return error;
 
   if (regrouped != nullptr) {
     const int64_t group_words = words_for(s.group_channels());
@@ -176,18 +163,15 @@ cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped
     if (const cudaError_t error = cudaMemsetAsync(bits, 0, bytes, stream); error != cudaSuccess) return error;
   }
 
-  const Choice choice = choose_for(s, args.x, facts);
-  const Kernel& chosen = kernel(choice.kernel);
-  const bool in_place = a.epilogue.kind == EpilogueKind::kInt32;
-  // No room for a split sum: another thread forced another kernel since conv2d_scratch was asked.
-  if (choice.splits == 1 || (partial == nullptr && !in_place)) return run(a, chosen, facts, stream);
+  if (plan.choice.splits == 1) return run(a, plan, stream);
 
+  const bool in_place = a.epilogue.kind == EpilogueKind::kInt32;
   ConvArgs part = a;
-  part.splits = static_cast<int>(choice.splits);
+  part.splits = static_cast<int>(plan.choice.splits);
   part.partial = static_cast<int32_t*>(in_place ? a.epilogue.out : partial);
   const size_t bytes = static_cast<size_t>(rows * s.out_channels) * sizeof(int32_t);
   if (const cudaError_t error = cudaMemsetAsync(part.partial, 0, bytes, stream); error != cudaSuccess) return error;
-  if (const cudaError_t error = run(part, chosen, facts, stream); error != cudaSuccess || in_place) return error;
+  if (const cudaError_t error = run(part, plan, stream); error != cudaSuccess || in_place) return error;
   a.partial = part.partial;
   const int64_t blocks_n = (covered_channels(a) + kWarp - 1) / kWarp, warps = blocks_n * a.m * a.groups;
   LaunchConfig config{{}, dim3(kThreads)};

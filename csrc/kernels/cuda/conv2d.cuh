@@ -14,7 +14,6 @@
 #pragma once
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/select.h"
 
 namespace bitnas::cuda {
 

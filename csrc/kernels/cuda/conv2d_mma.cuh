@@ -225,7 +225,10 @@ BITNAS_DEVICE void compute_tile(const ConvArgs& args, int tiles_n) {
 template <typename Tile, typename Product, EpilogueKind kind>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_mma_kernel(const __grid_constant__ ConvArgs args, int tiles_n) {
-  if constexpr (Product::kRunsHere) compute_tile<Tile, Product, kind>(args, tiles_n);
+  if constexpr (Product::kRunsHere)
+    compute_tile<Tile, Product, kind>(args, tiles_n);
+  else
+    __trap();  // never chosen here
 }
 
 template <typename Tile, typename Product, EpilogueKind kind>

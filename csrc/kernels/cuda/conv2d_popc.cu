@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kWarps = 8;
 
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, 3)
     conv2d_popc_kernel(const __grid_constant__ ConvArgs args, int64_t blocks_n, int64_t warps) {
   const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (index >= warps) return;  // whole warps leave together

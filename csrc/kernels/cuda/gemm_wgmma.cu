@@ -6,7 +6,8 @@
 // both) and moves 144 KB through shared memory, which can do 128 KB. Ping-pong on two tiles
 // of 128x128 would take 64 KB (48 KB) and move 192 KB. What ping-pong is good for comes from
 // a lead: the first group begins every tile kLead slabs ahead of the second, so that one's
-// epilogue runs beside the other's products. Reckoned, from docs/cuda.md; not measured.
+// epilogue runs beside the other's products. All this is reckoned from published rates of
+// the hardware, not measured.
 //
 // wgmma reads activations from shared memory, so that none pass through registers on their
 // way. Each warp counts the ones of its own rows while the product it has just issued runs:
@@ -37,7 +38,7 @@ constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 template <int n, int stages>
 struct TileShape {
   static constexpr int kN = n, kStages = stages;
-  static constexpr int kLead = stages / 2;          // slabs; over stages - 2 the groups would wait for each other
+  static constexpr int kLead = stages / 2;          // slabs; were it `stages`, the groups would wait for each other
   static constexpr int kBoxRows = n / kMaxCluster;  // of weights, in one copy
   static constexpr int kXBytes = kTileM * kSlabBytes;
   static constexpr int kStageBytes = kXBytes + n * kSlabBytes;

@@ -4,6 +4,7 @@
 
 #include "kernels/conv2d.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/select.h"
 #include "kernels/max_pool2d.h"
 #include "kernels/pack.h"
 
@@ -30,16 +31,16 @@ PreparedLayout prepared_layout(const Conv2dShape& shape);
 // weight: canonical, [out_channels][kernel_h][kernel_w][words_for(group_channels)]. prepared: 16-byte aligned.
 cudaError_t prepare_weight(const Conv2dShape& shape, const Word* weight, void* prepared, cudaStream_t stream);
 
-// What a convolution needs beside its operands. `regrouped`: the input with every group starting at a word, needed
-// where groups end inside words. `partial`: int32 dots that a split sum is gathered in.
-struct Conv2dScratch {
-  int64_t regrouped_bytes;
-  int64_t partial_bytes;
+// How a convolution will run on a device, and the room it needs for that beside its operands.
+struct Conv2dPlan {
+  Choice choice;
+  int multiprocessors;
+  int64_t regrouped_bytes;  // the input with every group at a word of its own, where groups end inside words
+  int64_t partial_bytes;    // int32 dots that a split sum is gathered in
 };
-// device: the ordinal the kernels will run on.
-Conv2dScratch conv2d_scratch(const Conv2dArgs& args, int device);
-// conv2d.h with any epilogue; `regrouped` and `partial` as conv2d_scratch wants them.
-cudaError_t conv2d(const Conv2dArgs& args, const void* prepared, void* regrouped, void* partial, int device,
+cudaError_t plan_conv2d(const Conv2dArgs& args, int device, Conv2dPlan* plan);
+// conv2d.h with any epilogue. regrouped and partial: of the plan's sizes, 16-byte aligned, null for none.
+cudaError_t conv2d(const Conv2dArgs& args, const Conv2dPlan& plan, const void* prepared, void* regrouped, void* partial,
                    cudaStream_t stream);
 
 }  // namespace bitnas::cuda

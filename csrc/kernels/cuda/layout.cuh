@@ -58,14 +58,15 @@ BITNAS_DEVICE bool is_inside(const ConvArgs& args, int y, int x) {
          static_cast<unsigned>(x) < static_cast<unsigned>(args.width);
 }
 
-// Ones of channel n's weights over the taps of a rectangle, off the summed-area table.
+// The summed-area table of ones, [out_channels] at (y, x): of the taps above and to the left.
+BITNAS_DEVICE const int32_t* table(const ConvArgs& args, int y, int x) {
+  return args.ones + int64_t{y * (args.kernel_w + 1) + x} * args.out_channels;
+}
+
+// Ones of a channel's weights over the taps of a rectangle.
 BITNAS_DEVICE int ones_of(const ConvArgs& args, int y0, int y1, int x0, int x1, int channel) {
-  const int columns = args.kernel_w + 1;
-  const auto table = [&](int y, int x) {
-    // The table's first row and column are zeros.
-    return y == 0 || x == 0 ? 0 : args.ones[int64_t{y * columns + x} * args.out_channels + channel];
-  };
-  return table(y1, x1) - table(y0, x1) - table(y1, x0) + table(y0, x0);
+  const auto ones = [&](int y, int x) { return y == 0 || x == 0 ? 0 : table(args, y, x)[channel]; };
+  return ones(y1, x1) - ones(y0, x1) - ones(y1, x0) + ones(y0, x0);
 }
 
 // padding.h's offset of an output position. ±1 only.

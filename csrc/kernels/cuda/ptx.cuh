@@ -30,13 +30,15 @@ BITNAS_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Keeps the compiler from moving loads and stores across.
-BITNAS_DEVICE void compiler_fence() { asm volatile("" ::: "memory"); }
-
-// The value, which the compiler takes for another one each time: what is computed from it is computed anew.
-BITNAS_DEVICE int opaque(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
+// Keeps the compilers from moving loads and stores across. Whole warp. An empty asm holds back the first of them and is
+// gone before ptxas, which then may load for many rows at once and spill; but before Hopper __syncwarp is a call
+// wherever ptxas cannot see that the warp is whole.
+BITNAS_DEVICE void compiler_fence() {
+#if BITNAS_ARCH >= 900
+  __syncwarp();
+#else
+  asm volatile("" ::: "memory");
+#endif
 }
 
 // ---- asynchronous copies, global to shared, sm_80 ---------------------------
@@ -91,6 +93,8 @@ BITNAS_DEVICE void mma_u8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
 }
 
 // ---- mbarriers and bulk tensor copies, sm_90 ------------------------------------
+// Scopes are the default, the block: wider ones put a fence of the whole GPU into every release of a stage. What they
+// guard is written by bulk copies, whose bytes the barrier itself accounts for, and read by tensor cores.
 
 BITNAS_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -108,7 +112,7 @@ BITNAS_DEVICE void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
 BITNAS_DEVICE void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -116,7 +120,7 @@ BITNAS_DEVICE void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank) {
 BITNAS_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\nWAIT_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@done bra DONE_%=;\nbra WAIT_%=;\nDONE_%=:\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");

@@ -23,6 +23,8 @@ constexpr int kCount = static_cast<int>(sizeof(kKernels) / sizeof(kKernels[0]));
 
 std::atomic<int> forced{-1};
 
+constexpr int64_t kMaxTensorMapRows = int64_t{1} << 30;  // coordinates of bulk copies are int32
+
 int64_t tiles(const Problem& p, const Kernel& k) {
   return (p.m + k.tile_m - 1) / k.tile_m * ((p.n + k.tile_n - 1) / k.tile_n) * p.groups;
 }
@@ -32,7 +34,7 @@ bool computes(const Kernel& k, const Problem& p) {
     case Family::kPopc: return true;
     case Family::kMma:
     case Family::kInt8: return !p.large_kernel;
-    case Family::kWgmma: return p.matrix && p.aligned;
+    case Family::kWgmma: return p.matrix && p.aligned && p.m < kMaxTensorMapRows;
   }
   return false;
 }
