@@ -6,14 +6,16 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py tools/*.sh) $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES := bitnas tests tools bench setup.py
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-# Wherever nvcc is, the CUDA kernels are compiled, GPU or not; the model of a GPU that runs them on the CPU needs none.
-CMAKE_OPTIONS := -DBITNAS_CUDA=$(if $(NVCC),ON,OFF) -DBITNAS_CUDA_WERROR=ON -DBITNAS_CUDA_MODEL=ON
+# Wherever an nvcc of CUDA 12 or newer is, the CUDA kernels are compiled, GPU or not; the model of a GPU that runs them on
+# the CPU needs none.
+HAS_NVCC := $(if $(NVCC),$(shell $(NVCC) --version | grep -oE 'release (1[2-9]|[2-9][0-9])'))
+CMAKE_OPTIONS := -DBITNAS_CUDA=$(if $(HAS_NVCC),ON,OFF) -DBITNAS_CUDA_MODEL=ON
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-cuda lint format bench cuda-compile setup clean
+.PHONY: demo test test-all test-cuda-model test-cuda lint format bench bench-cuda cuda-compile setup clean
 
 demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits; writes runs/demo/report.html
 	$(BIN)/bitnas demo
@@ -24,8 +26,15 @@ test: $(INSTALLED)  ## the default tests, under two minutes on two cores
 test-all: $(INSTALLED)  ## also the long ones (50,000 shapes per instruction set and thread count, more kills)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
-test-cuda: $(INSTALLED)  ## all CUDA tests, the long ones too: on a GPU, on the model of one, and of the machine code
-	$(BIN)/python -m pytest tests/cuda -m ''
+test-cuda-model: $(INSTALLED)  ## without a GPU, the long ones too: the CUDA sources on the model of one, and their machine code
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/cuda -m 'not cuda'
+
+test-cuda:  ## on a GPU machine, with its own torch: 100,000 random shapes, every kernel; graphs, streams, memory
+	CMAKE_ARGS="-DBITNAS_CUDA=ON -DBITNAS_CUDA_ARCHITECTURES=native $$CMAKE_ARGS" $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -m cuda tests/cuda
+
+bench-cuda:  ## on a GPU machine: everything one is needed for, unattended and resumable; writes bench/results/<gpu>.json
+	$(PYTHON) bench/cuda_stages.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(PY_FILES)
@@ -42,7 +51,7 @@ bench: $(INSTALLED)  ## convolution layers against float32, bfloat16 and int8; w
 	$(BIN)/python bench/bench_conv2d.py
 
 cuda-compile: $(INSTALLED)  ## without a GPU: what became of every CUDA kernel on every architecture
-	$(if $(NVCC),,$(error cuda-compile needs nvcc: put it on PATH or name it in CUDACXX))
+	$(if $(HAS_NVCC),,$(error cuda-compile needs nvcc of CUDA 12 or newer: put it on PATH or name it in CUDACXX))
 	$(BIN)/python tools/cuda_resources.py
 
 setup: $(INSTALLED)
