@@ -77,6 +77,8 @@ def _layer(name: str, ours: str) -> Callable[[Results], float]:
 def _trunk(batch: int, scale: float) -> Callable[[Results], float]:
     def reading(results: Results) -> float:
         row = _row(_section(results, "trunk")["rows"], batch=batch, what="convolutions")
+        if "graph_ms" not in row:  # the trunk could not be captured
+            raise NotMeasured
         return row["graph_ms"] * scale
 
     return reading

@@ -62,6 +62,7 @@ constexpr int kTileA = 4, kTileB = 4;  // fragments of 16 rows, of 8 columns
 
 template <bool bits>
 __global__ void __launch_bounds__(kThreads) mma_loop(Loop loop) {
+#if BITNAS_ARCH >= 800
   uint32_t a[kTileA][4], b[kTileB][2];
   for (int i = 0; i < kTileA; ++i)
     for (int r = 0; r < 4; ++r) a[i][r] = operand(loop, i * 4 + r);
@@ -82,6 +83,9 @@ __global__ void __launch_bounds__(kThreads) mma_loop(Loop loop) {
     }
   }
   finish<kTileA * kTileB * 4>(loop, acc[0], begin);
+#else
+  __trap();
+#endif
 }
 
 // ---- wgmma: 64 x 256 per warp group, out of shared memory -----------------------

@@ -165,7 +165,7 @@ def trunk(seconds: float, batches: Sequence[int] = (1, 256), size: int = 56) -> 
             }
             rows += [{"batch": batch, "what": what, **timed_modes(call, seconds)} for what, call in calls.items()]
     columns = ["graph_ms", "cold_graph_ms", "launch_ms", "cold_launch_ms"]
-    cells = [[row["what"], str(row["batch"]), *(f"{1e3 * row[name]:.1f}" for name in columns)] for row in rows]
+    cells = [[row["what"], str(row["batch"]), *(f"{1e3 * row[name]:.1f}" if name in row else "-" for name in columns)] for row in rows]
     print(table(["trunk, us", "batch", "graph", "cold graph", "launched", "cold launched"], cells))
     return {"rows": rows, "image_size": size}
 

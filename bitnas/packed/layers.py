@@ -4,7 +4,6 @@ What a kernel wants its weights to look like is made from them when a layer is b
 A layer is described by plain numbers and words (its ``spec``), from which an empty one can be built and then filled.
 """
 
-import functools
 from typing import Any, Literal, Self
 
 import torch
@@ -43,32 +42,17 @@ class Pack(PackedLayer):
         super().__init__()
         _check_activations(activations)
         self.spec = {"activations": activations, "channels": channels}
-        self._threshold = ops.THRESHOLDS[activations]
+        self.plain_threshold = ops.THRESHOLDS[activations]
         if channels is not None:
             self.register_buffer("threshold", torch.zeros(channels))
             self.register_buffer("direction", torch.ones(channels))
-
-    def terms(self, like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-        """Threshold and direction of each of so many channels, float32 on the device of ``like``."""
-        if self.spec["channels"] is not None:
-            return self.threshold, self.direction
-        # A tensor made while a graph is captured or traced belongs to it and must not be kept.
-        fleeting = torch.compiler.is_compiling() or (like.is_cuda and torch.cuda.is_current_stream_capturing())
-        make = _constant_terms.__wrapped__ if fleeting else _constant_terms
-        return make(self._threshold, channels, like.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()
         if self.spec["channels"] is None:
-            return _ops.pack.default(x, self._threshold)
+            return _ops.pack.default(x, self.plain_threshold)
         return _ops.pack_channels.default(x, self.threshold, self.direction)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant_terms(threshold: float, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        return torch.full((channels,), threshold, device=device), torch.ones(channels, device=device)
 
 
 class _PackedDot(PackedLayer):
@@ -174,14 +158,26 @@ class PackedConv2d(_PackedDot):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry)
 
+    def prepare(self) -> Self:
+        super().prepare()
+        # A plain binarizer's threshold for every channel, for an epilogue that packs.
+        if self.epilogue == "float":
+            channels, device = self.spec["out_channels"], self.weight.device
+            self._ones = torch.ones(channels, dtype=torch.float32, device=device)
+            self._cuts = {value: torch.full_like(self._ones, value) for value in ops.THRESHOLDS.values()}
+        return self
+
     def run_and_pack(self, pack: Pack, x: Tensor) -> tuple[Tensor, Tensor]:
         """The floats, and what ``pack`` makes of them; epilogue ``"float"`` only."""
         return self._float_bits(pack, x, None)
 
     def _float_bits(self, pack: Pack, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        terms = pack.terms(x, self.spec["out_channels"])
+        if pack.spec["channels"] is None:
+            cut, direction = self._cuts[pack.plain_threshold], self._ones
+        else:
+            cut, direction = pack.threshold, pack.direction
         return _ops.conv2d_float_bits.default(
-            x, self.weight, self.prepared, self.scale, self.bias, *terms, *self._geometry, residual
+            x, self.weight, self.prepared, self.scale, self.bias, cut, direction, *self._geometry, residual
         )
 
     def dots(self, x: Tensor) -> Tensor:

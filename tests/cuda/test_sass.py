@@ -11,7 +11,7 @@ import pytest
 from cuda_resources import OBJECT, CudaObject, Instruction, Kernel, find_tool, parse_resources, parse_sass
 
 ROOT = Path(__file__).parents[2]
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120a")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ FAMILIES = (
     ),
     Family(
         "conv2d_mma_kernel<.*ExpandedBytes.*>",
-        ("sm_80", "sm_90a", "sm_100", "sm_120a"),
+        ("sm_80", "sm_90a", "sm_100", "sm_120"),
         ("IMMA.16832.U8.U8", "LDGSTS", "LDSM"),
         registers=255,
     ),

@@ -98,7 +98,7 @@ ConvArgs conv_args(const Conv2dArgs& args, const void* prepared, const void* reg
   a.sign = s.encoding == Encoding::kSign;
   a.alpha = a.sign ? 4 : 2, a.beta = a.sign ? 2 : 1;
   a.wide_loads = a.pixel_words % 2 == 0 && a.group_words % 2 == 0 && is_aligned(a.x, 16);
-  a.wide_stores = a.out_channels % 8 == 0 && a.n % 8 == 0 && is_aligned(e.out, 16);
+  a.wide_stores = a.out_channels % 8 == 0 && a.n % 8 == 0 && is_aligned(e.out, 16) && is_aligned(e.residual, 16);
   a.merge = a.groups > 1 && a.n % 32 != 0;
   a.splits = 1;
   a.epilogue = e;

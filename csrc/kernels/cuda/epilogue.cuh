@@ -21,22 +21,42 @@ BITNAS_DEVICE bool channel_bit(const Word* words, int channel) {
   return words != nullptr && (words[channel / kWordBits] >> (channel % kWordBits) & 1) != 0;
 }
 
-// A 16-bit float of that type as bits, and back. Both conversions are made and one is taken: cheaper than a branch.
-BITNAS_DEVICE uint16_t bits_of_float(float value, FloatType type) {
-  const __half half = __float2half_rn(value);
-  const __nv_bfloat16 brain = __float2bfloat16_rn(value);
-  uint16_t half_bits, brain_bits;
-  memcpy(&half_bits, &half, sizeof(half_bits));
-  memcpy(&brain_bits, &brain, sizeof(brain_bits));
-  return type == FloatType::kBFloat16 ? brain_bits : half_bits;
-}
-BITNAS_DEVICE float float_from_bits(uint16_t bits, FloatType type) {
-  __half half;
-  __nv_bfloat16 brain;
-  memcpy(&half, &bits, sizeof(bits));
-  memcpy(&brain, &bits, sizeof(bits));
-  return type == FloatType::kBFloat16 ? __bfloat162float(brain) : __half2float(half);
-}
+// Types that floats are stored in, two at a time: a pair is what one instruction converts, loads and stores.
+struct Float32 {
+  using Stored = float;
+  using Pair = float2;
+  BITNAS_DEVICE static Pair pair(float low, float high) { return make_float2(low, high); }
+  BITNAS_DEVICE static Pair join(Stored low, Stored high) { return make_float2(low, high); }
+  BITNAS_DEVICE static float low(Pair pair) { return pair.x; }
+  BITNAS_DEVICE static float high(Pair pair) { return pair.y; }
+  BITNAS_DEVICE static Stored stored_low(Pair pair) { return pair.x; }
+  BITNAS_DEVICE static Stored stored_high(Pair pair) { return pair.y; }
+};
+
+struct Float16Bits {
+  using Stored = uint16_t;
+  using Pair = uint32_t;
+  BITNAS_DEVICE static Pair join(Stored low, Stored high) { return low | static_cast<Pair>(high) << 16; }
+  BITNAS_DEVICE static Stored stored_low(Pair pair) { return static_cast<Stored>(pair); }
+  BITNAS_DEVICE static Stored stored_high(Pair pair) { return static_cast<Stored>(pair >> 16); }
+};
+
+struct BFloat16 : Float16Bits {
+  BITNAS_DEVICE static Pair pair(float low, float high) { return bfloat16_pair(low, high); }
+  BITNAS_DEVICE static float low(Pair pair) { return __int_as_float(static_cast<int>(pair << 16)); }
+  BITNAS_DEVICE static float high(Pair pair) { return __int_as_float(static_cast<int>(pair & 0xffff0000u)); }
+};
+
+struct Float16 : Float16Bits {
+  BITNAS_DEVICE static Pair pair(float low, float high) { return half_pair(low, high); }
+  BITNAS_DEVICE static float low(Pair pair) { return number(stored_low(pair)); }
+  BITNAS_DEVICE static float high(Pair pair) { return number(stored_high(pair)); }
+  BITNAS_DEVICE static float number(Stored bits) {
+    __half half;
+    memcpy(&half, &bits, sizeof(bits));
+    return __half2float(half);
+  }
+};
 
 // kFloat's first line: two roundings.
 BITNAS_DEVICE float affine(float scale, int dot, float bias) {
@@ -183,15 +203,21 @@ class Fragments {
   // In passes over the accumulators, each of them straight code: floats take the place of the dots.
   BITNAS_DEVICE void store_float() {
     const Epilogue& e = args_.epilogue;
-    const bool wide = e.type == FloatType::kFloat32;
     apply_affine();
-    if (e.residual != nullptr && wide) add_residual(static_cast<const float*>(e.residual));
-    if (e.residual != nullptr && !wide) add_residual(static_cast<const uint16_t*>(e.residual));
+    if (e.residual != nullptr) {
+      if (e.type == FloatType::kFloat32) add_residual<Float32>();
+      if (e.type == FloatType::kBFloat16) add_residual<BFloat16>();
+      if (e.type == FloatType::kFloat16) add_residual<Float16>();
+    }
     if (e.slope != nullptr) apply_slope();
-    if (!wide) round_values();
-    if (e.packed != nullptr) store_packed();
-    if (wide) store_values(static_cast<float*>(e.out));
-    if (!wide) store_values(static_cast<uint16_t*>(e.out));
+    if (e.packed != nullptr) {
+      if (e.type == FloatType::kBFloat16) round_values<BFloat16>();
+      if (e.type == FloatType::kFloat16) round_values<Float16>();
+      store_packed();
+    }
+    if (e.type == FloatType::kFloat32) store_values<Float32>();
+    if (e.type == FloatType::kBFloat16) store_values<BFloat16>();
+    if (e.type == FloatType::kFloat16) store_values<Float16>();
   }
 
  private:
@@ -292,25 +318,26 @@ class Fragments {
     }
   }
 
-  // A stored number as a float, and back; 16-bit numbers are of the epilogue's type.
-  BITNAS_DEVICE float load_value(float value) const { return value; }
-  BITNAS_DEVICE float load_value(uint16_t bits) const { return float_from_bits(bits, args_.epilogue.type); }
-  BITNAS_DEVICE void save_value(float value, float* to) const { *to = value; }
-  BITNAS_DEVICE void save_value(float value, uint16_t* to) const { *to = bits_of_float(value, args_.epilogue.type); }
-
-  template <typename Stored>
-  BITNAS_DEVICE void add_residual(const Stored* residual) {
+  template <typename T>
+  BITNAS_DEVICE void add_residual() {
+    using Stored = typename T::Stored;
+    using Pair = typename T::Pair;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r) {
-        const Stored* from = residual + element(block, r);
+        const Stored* from = static_cast<const Stored*>(args_.epilogue.residual) + element(block, r);
         ptx::compiler_fence();
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          const bool adds = is_inside(r) && is_channel(block, c);
-          const float other = load_value(adds ? from[column(c)] : Stored{});
-          at(block, r, c) = __float_as_int(__fadd_rn(value(block, r, c), other));
+        for (int c = 0; c < kColumns; c += 2) {
+          const bool low = is_inside(r) && is_channel(block, c), high = is_inside(r) && is_channel(block, c + 1);
+          Pair pair{};
+          if (!args_.wide_stores)
+            pair = T::join(low ? from[column(c)] : Stored{}, high ? from[column(c + 1)] : Stored{});
+          else if (low)
+            pair = *reinterpret_cast<const Pair*>(from + column(c));
+          at(block, r, c) = __float_as_int(__fadd_rn(value(block, r, c), T::low(pair)));
+          at(block, r, c + 1) = __float_as_int(__fadd_rn(value(block, r, c + 1), T::high(pair)));
         }
       }
     }
@@ -329,12 +356,15 @@ class Fragments {
     }
   }
 
-  // To the 16-bit type of the output, kept as floats.
+  // To the type of the output, kept as floats.
+  template <typename T>
   BITNAS_DEVICE void round_values() {
-    const FloatType type = args_.epilogue.type;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      acc_[i] = __float_as_int(float_from_bits(bits_of_float(__int_as_float(acc_[i]), type), type));
+    for (int i = 0; i < kCount; i += 2) {
+      const typename T::Pair pair = T::pair(__int_as_float(acc_[i]), __int_as_float(acc_[i + 1]));
+      acc_[i] = __float_as_int(T::low(pair));
+      acc_[i + 1] = __float_as_int(T::high(pair));
+    }
   }
 
   // Bits of the values as they are stored. Channels that are none pack to zero: 0 * y >= 1 never holds.
@@ -358,36 +388,38 @@ class Fragments {
     }
   }
 
-  template <typename Stored>
-  BITNAS_DEVICE void store_values(Stored* out) const {
+  template <typename T>
+  BITNAS_DEVICE void store_values() const {
+    using Stored = typename T::Stored;
+    using Pair = typename T::Pair;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r) {
+        Stored* out = static_cast<Stored*>(args_.epilogue.out) + element(block, r);
         ptx::compiler_fence();
-        Stored y[kColumns];
+        Pair pairs[kColumns / 2];
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) save_value(value(block, r, c), &y[c]);
-        store_row(block, r, y, out + element(block, r));
+        for (int c = 0; c < kColumns; c += 2) pairs[c / 2] = T::pair(value(block, r, c), value(block, r, c + 1));
+        store_pairs<T>(block, r, pairs, out);
       }
     }
   }
 
   template <typename T>
-  BITNAS_DEVICE void store_row(int block, int r, const T (&y)[kColumns], T* out) const {
+  BITNAS_DEVICE void store_pairs(int block, int r, typename T::Pair (&pairs)[kColumns / 2],
+                                 typename T::Stored* out) const {
     if (!args_.wide_stores) {
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c)
-        if (is_inside(r) && is_channel(block, c)) out[column(c)] = y[c];
-    } else if constexpr (sizeof(T) == 4) {
+      for (int c = 0; c < kColumns; c += 2) {
+        if (is_inside(r) && is_channel(block, c)) out[column(c)] = T::stored_low(pairs[c / 2]);
+        if (is_inside(r) && is_channel(block, c + 1)) out[column(c + 1)] = T::stored_high(pairs[c / 2]);
+      }
+    } else if constexpr (sizeof(typename T::Stored) == 4) {
 #pragma unroll
       for (int c = 0; c < kColumns; c += 2)
-        if (is_inside(r) && is_channel(block, c))
-          *reinterpret_cast<float2*>(out + column(c)) = make_float2(y[c], y[c + 1]);
+        if (is_inside(r) && is_channel(block, c)) *reinterpret_cast<typename T::Pair*>(out + column(c)) = pairs[c / 2];
     } else {
-      uint32_t pairs[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) memcpy(&pairs[j], &y[2 * j], sizeof(pairs[j]));
       quad_transpose(pairs);
       // Now lane t of the quad has channels 8t .. 8t + 7 of the block.
       const int mine = lane() % 4 * 8 - lane_shift();
@@ -431,23 +463,17 @@ BITNAS_DEVICE void store_fragments(Fragments<kRows, kCols>& fragments) {
 // ---- a warp of channels ----------------------------------------------------------
 
 // Returns the bit for Epilogue::packed.
+template <typename T>
 BITNAS_DEVICE bool store_float_channel(const ConvArgs& args, int64_t m, int channel, int dot) {
+  using Stored = typename T::Stored;
   const Epilogue& e = args.epilogue;
-  const bool wide = e.type == FloatType::kFloat32;
   const int64_t at = m * args.out_channels + channel;
   float y = affine(e.scale[channel], dot, e.bias[channel]);
-  if (e.residual != nullptr)
-    y = __fadd_rn(y, wide ? static_cast<const float*>(e.residual)[at]
-                          : float_from_bits(static_cast<const uint16_t*>(e.residual)[at], e.type));
+  if (e.residual != nullptr) y = __fadd_rn(y, T::low(T::join(static_cast<const Stored*>(e.residual)[at], Stored{})));
   if (e.slope != nullptr) y = prelu(y, e.slope[channel]);
-  if (wide) {
-    static_cast<float*>(e.out)[at] = y;
-  } else {
-    const uint16_t bits = bits_of_float(y, e.type);
-    static_cast<uint16_t*>(e.out)[at] = bits;
-    y = float_from_bits(bits, e.type);
-  }
-  return e.packed != nullptr && packed_bit(y, e.direction[channel], e.cut[channel]);
+  const typename T::Pair rounded = T::pair(y, 0.0f);
+  static_cast<Stored*>(e.out)[at] = T::stored_low(rounded);
+  return e.packed != nullptr && packed_bit(T::low(rounded), e.direction[channel], e.cut[channel]);
 }
 
 // Lane l holds the dot of channel n_first + l of the group at position m. The whole warp calls.
@@ -466,7 +492,11 @@ BITNAS_DEVICE void store_channels(const ConvArgs& args, int64_t m, int group, in
     bit = valid && (dot >= e.threshold[channel]) != channel_bit(e.flip, channel);
     out = static_cast<Word*>(e.out);
   } else if (valid) {
-    bit = store_float_channel(args, m, channel, dot);
+    switch (e.type) {
+      case FloatType::kFloat32: bit = store_float_channel<Float32>(args, m, channel, dot); break;
+      case FloatType::kBFloat16: bit = store_float_channel<BFloat16>(args, m, channel, dot); break;
+      case FloatType::kFloat16: bit = store_float_channel<Float16>(args, m, channel, dot); break;
+    }
   }
   if (out == nullptr) return;
   const uint32_t bits = __ballot_sync(kAllLanes, bit);

@@ -151,6 +151,7 @@ BITNAS_DEVICE void store_ones(int* to, int ones) {
 
 // Nobody of this warp reads the stage any more; all blocks whose copies it receives get to know.
 BITNAS_DEVICE void release(uint32_t empty, int cluster) {
+  ptx::fence_proxy_async();  // its ones were counted by plain loads
   __syncwarp();
   const int lane = threadIdx.x % kWarp;
   if (lane < cluster) ptx::mbarrier_arrive_remote(empty, lane);
@@ -245,7 +246,10 @@ template <typename Tile, EpilogueKind kind>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_wgmma_kernel(const __grid_constant__ ConvArgs args, Walk walk, const __grid_constant__ TensorMap x,
                       const __grid_constant__ TensorMap w) {
-  if constexpr (kHasWgmma) multiply<Tile, kind>(args, walk, x, w);
+  if constexpr (kHasWgmma)
+    multiply<Tile, kind>(args, walk, x, w);
+  else
+    __trap();  // built for 9.0 without its "a"
 }
 
 template <typename Tile, EpilogueKind kind>

@@ -126,6 +126,9 @@ BITNAS_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Plain accesses to shared memory before it come before bulk copies after it.
+BITNAS_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 using TensorMap = CUtensorMap;
 
 // A box of a 2-D map (x: byte in the row, y: row) to shared memory; completes bytes on the barrier.
@@ -153,8 +156,9 @@ BITNAS_DEVICE uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// Orders execution, and of memory only what other fences have published: a release would wait for every store.
 BITNAS_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // Barrier `id` (1 to 15) of `threads` threads of the block.
 BITNAS_DEVICE void named_barrier_sync(int id, int threads) {

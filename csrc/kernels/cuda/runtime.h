@@ -7,6 +7,10 @@
 #else
 #include <cuda.h>  // types only; libcuda is not linked
 #include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
 #endif
 
 namespace bitnas::cuda {
@@ -24,13 +28,27 @@ using model::launch;
 
 #else
 
-// Launches `kernel` on `stream`; raises its limit of dynamic shared memory once per device.
+// Lets a kernel have all the dynamic shared memory that a block may ask for. Once per kernel and device, and always the
+// same limit: setting what one launch needs could take from another thread's, between its setting and its launch.
+inline cudaError_t allow_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int> > allowed;
+  int device = 0, most = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const std::lock_guard lock(mutex);
+  if (allowed.count({kernel, device}) != 0) return cudaSuccess;
+  cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess) allowed.insert({kernel, device});
+  return error;
+}
+
+// Launches `kernel` on `stream`.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream,
                    Arguments&&... arguments) {
   if (config.shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(config.shared_bytes));
+    const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute cluster;

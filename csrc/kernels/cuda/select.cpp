@@ -8,7 +8,7 @@ namespace {
 
 // Best last within a family of equal rights; choose() says which of them when.
 constexpr Kernel kKernels[] = {
-    {"popc", Family::kPopc, 1, 32, 50, 9999},
+    {"popc", Family::kPopc, 1, 32, 75, 9999},
     {"int8_16x64", Family::kInt8, 16, 64, 80, 9999},
     {"int8_64x64", Family::kInt8, 64, 64, 80, 9999},
     {"int8_128x64", Family::kInt8, 128, 64, 80, 9999},

@@ -34,6 +34,7 @@ BITNAS_DEVICE uint32_t shared_address(const void* pointer) { return Machine::her
 
 // About registers, of which a model has none.
 BITNAS_DEVICE void compiler_fence() {}
+BITNAS_DEVICE void fence_proxy_async() {}
 
 // ---- asynchronous copies ---------------------------------------------------------------
 
