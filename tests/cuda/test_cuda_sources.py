@@ -38,7 +38,7 @@ def run_tests(capability, *arguments, shapes=2000, seed=0):
 
 @pytest.mark.parametrize("capability", ["75", "90", "100"])
 def test_kernels_equal_the_reference(capability):
-    names = "random_convolutions or matrix_products or long_rows or extreme"
+    names = "random_convolutions or matrix_products or long_rows or extreme or borders"
     run_tests(capability, str(TESTS / "ops/test_random_shapes.py"), "-k", names, shapes=25)
 
 

@@ -168,6 +168,14 @@ def test_wide_kernel_accumulates(isa):
     assert torch.equal(ops.conv2d(x, weight, padding=2), reference.conv2d(x, weight, padding=2))
 
 
+@pytest.mark.parametrize("kernel", [(21, 1), (300, 1), (1, 40)])
+def test_kernels_with_more_kinds_of_borders_than_pixels(isa, kernel):
+    """Tall and wide kernels under deep padding: every output position misses other taps."""
+    x, weight = torch.randn(2, 70, 30, 25), torch.randn(5, 70, *kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    assert torch.equal(ops.conv2d(x, weight, padding=padding), reference.conv2d(x, weight, padding=padding))
+
+
 def test_a_weight_prepared_for_another_layer_is_not_used(isa):
     """A stale prepared tensor must never change a result: it is recognised and made anew."""
     x, weight, other = torch.randn(1, 64, 5, 5), torch.randn(32, 64, 3, 3), torch.randn(32, 32, 3, 3)

@@ -53,6 +53,30 @@ int64_t pixel_words(const Conv2dShape& s) {
 
 bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
+// The distinct intervals of valid taps along one axis. False: there is no room for all of them.
+bool axis_classes(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t out_size,
+                  AxisClasses* classes) {
+  classes->count = 0;
+  if (kernel > UINT8_MAX) return false;
+  const auto add = [&](int64_t position) {
+    const TapInterval taps = valid_taps(position * stride - padding, kernel, dilation, size);
+    for (int i = 0; i < classes->count; ++i)
+      if (classes->begin[i] == taps.begin && classes->end[i] == taps.end) return taps;
+    if (classes->count < AxisClasses::kMost) {
+      classes->begin[classes->count] = static_cast<uint8_t>(taps.begin);
+      classes->end[classes->count] = static_cast<uint8_t>(taps.end);
+    }
+    ++classes->count;
+    return taps;
+  };
+  // From both ends up to the first position that misses no tap there: all between are alike.
+  int64_t first = 0, last = out_size - 1;
+  while (first <= last && add(first).begin > 0 && classes->count <= AxisClasses::kMost) ++first;
+  while (first <= last && add(last).end < kernel && classes->count <= AxisClasses::kMost) --last;
+  if (first <= last) add(first);
+  return classes->count <= AxisClasses::kMost;
+}
+
 Problem problem_of(const Conv2dShape& s, const Word* x) {
   Problem p{};
   p.m = s.images * s.out_height * s.out_width;
@@ -61,7 +85,11 @@ Problem problem_of(const Conv2dShape& s, const Word* x) {
   p.groups = s.groups;
   p.matrix = s.pointwise();
   p.aligned = pixel_words(s) % 2 == 0 && is_aligned(x, 16);
-  p.large_kernel = std::max(s.kernel_h, s.kernel_w) > 255;
+  AxisClasses rows, columns;
+  constexpr int kMostClasses = 128;  // in all, so that the table of offsets fits where the stages were
+  p.many_borders = !axis_classes(s.height, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, s.out_height, &rows) ||
+                   !axis_classes(s.width, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, s.out_width, &columns) ||
+                   rows.count * columns.count > kMostClasses;
   return p;
 }
 
@@ -97,6 +125,9 @@ ConvArgs conv_args(const Conv2dArgs& args, const void* prepared, const void* reg
   a.out_channels = static_cast<int>(s.out_channels);
   a.sign = s.encoding == Encoding::kSign;
   a.alpha = a.sign ? 4 : 2, a.beta = a.sign ? 2 : 1;
+  // Those that do not fit are left out: only kPopc gets such layers, which needs none.
+  axis_classes(s.height, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, s.out_height, &a.rows);
+  axis_classes(s.width, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, s.out_width, &a.columns);
   a.wide_loads = a.pixel_words % 2 == 0 && a.group_words % 2 == 0 && is_aligned(a.x, 16);
   a.wide_stores = a.out_channels % 8 == 0 && a.n % 8 == 0 && is_aligned(e.out, 16) && is_aligned(e.residual, 16);
   a.merge = a.groups > 1 && a.n % 32 != 0;

@@ -17,6 +17,13 @@
 
 namespace bitnas::cuda {
 
+// The distinct intervals of valid taps along one axis: an output position's offset depends on its two alone.
+struct AxisClasses {
+  static constexpr int kMost = 16;
+  int count;
+  uint8_t begin[kMost], end[kMost];
+};
+
 struct ConvArgs {
   const Word* x;        // [images][height][width][pixel_words], each group at group * group_words
   const Word* w;        // [out_channels][row_words], rows zero beyond k_words
@@ -30,7 +37,8 @@ struct ConvArgs {
   int n;          // output channels of one group
   int groups, out_channels;
   int alpha, beta;
-  bool sign;         // ±1 activations: offsets apply
+  bool sign;  // ±1 activations: offsets apply
+  AxisClasses rows, columns;
   bool wide_loads;   // 16 bytes of x at a time: pixels and groups start at multiples of 16 bytes
   bool wide_stores;  // rows of floats, and of residuals, start at multiples of 16 bytes
   bool merge;        // bits of different groups share 32-bit words: OR into zeros instead of storing

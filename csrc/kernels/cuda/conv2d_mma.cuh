@@ -20,8 +20,8 @@ struct TileShape {
   static constexpr int kRows = kWarpM / 16, kCols = kWarpN / 8;  // fragments of one warp
   static constexpr int kThreads = warps_m * warps_n * kWarp;
   // Shared memory: what is known of each row, then the stages, no more of them than there are slabs.
-  static constexpr int kTapsOffset = m * static_cast<int>(sizeof(Window));
-  static constexpr int kOnesOffset = kTapsOffset + m * static_cast<int>(sizeof(Taps));
+  static constexpr int kClassesOffset = m * static_cast<int>(sizeof(Window));
+  static constexpr int kOnesOffset = kClassesOffset + m;
   static constexpr int kStagesOffset = kOnesOffset + m * static_cast<int>(sizeof(int));
   static constexpr int kStageBytes = (m + n) * kSlabBytes;
   static_assert(kRows >= 1 && kCols % 4 == 0);
@@ -160,16 +160,30 @@ class RowOnes {
   int ones_[(Tile::kRows + Tile::kWarpsN - 1) / Tile::kWarpsN][2] = {};
 };
 
+// Offsets of every class of valid taps and channel of the tile, [classes][kN]. Of a split sum, the first part brings
+// them.
+template <typename Tile>
+BITNAS_DEVICE void stage_offsets(const ConvArgs& args, const Work& work, int* offsets) {
+  const int classes = args.rows.count * args.columns.count;
+  const bool brings = args.sign && work.split == 0;
+  for (int i = threadIdx.x; i < classes * Tile::kN; i += Tile::kThreads) {
+    const int n = work.n + i % Tile::kN, y = i / Tile::kN / args.columns.count, x = i / Tile::kN % args.columns.count;
+    offsets[i] = brings && n < args.n ? offset_of(args, args.rows.begin[y], args.rows.end[y], args.columns.begin[x],
+                                                  args.columns.end[x], work.group * args.n + n)
+                                      : 0;
+  }
+}
+
 template <typename Tile, typename Product, EpilogueKind kind>
 BITNAS_DEVICE void compute_tile(const ConvArgs& args, int tiles_n) {
   BITNAS_SHARED(shared);
   auto* windows = reinterpret_cast<Window*>(shared);
-  auto* taps = reinterpret_cast<Taps*>(shared + Tile::kTapsOffset);
+  auto* classes = shared + Tile::kClassesOffset;
   auto* ones = reinterpret_cast<int*>(shared + Tile::kOnesOffset);
   const Work work = work_of_block<Tile>(args, tiles_n);
   for (int row = threadIdx.x; row < Tile::kM; row += Tile::kThreads) {
     windows[row] = window_of(args, work.m + row);
-    taps[row] = taps_of(args, windows[row]);
+    classes[row] = static_cast<uint8_t>(class_of(args, windows[row]));
   }
   __syncthreads();
 
@@ -216,9 +230,13 @@ BITNAS_DEVICE void compute_tile(const ConvArgs& args, int tiles_n) {
   }
 
   row_ones.store(ones, warp_m, warp_n);
+  __syncthreads();  // nobody reads the stages any more
+  auto* offsets = reinterpret_cast<int*>(shared + Tile::kStagesOffset);
+  stage_offsets<Tile>(args, work, offsets);
   __syncthreads();
-  Fragments<Tile::kRows, Tile::kCols> fragments(args, acc, work.m, warp_m * Tile::kWarpM, work.group,
-                                                work.n + warp_n * Tile::kWarpN, taps, ones, work.split);
+  Fragments<Tile::kRows, Tile::kCols, Tile::kN> fragments(args, acc, work.m, warp_m * Tile::kWarpM, work.group,
+                                                          work.n + warp_n * Tile::kWarpN, ones,
+                                                          {offsets + warp_n * Tile::kWarpN, classes});
   store_fragments<kind>(fragments);
 }
 
@@ -238,7 +256,9 @@ cudaError_t launch_tile(const ConvArgs& args, cudaStream_t stream) {
   const int64_t blocks = tiles_m * tiles_n * args.groups * args.splits;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const int slabs = (args.k_words + kSlabWords - 1) / kSlabWords, most = (slabs + args.splits - 1) / args.splits;
-  const size_t shared_bytes = Tile::kStagesOffset + std::min(most, Tile::kStages) * size_t{Tile::kStageBytes};
+  const size_t table_bytes = size_t{sizeof(int)} * args.rows.count * args.columns.count * Tile::kN;
+  const size_t shared_bytes =
+      Tile::kStagesOffset + std::max(std::min(most, Tile::kStages) * size_t{Tile::kStageBytes}, table_bytes);
   return launch(conv2d_mma_kernel<Tile, Product, kind>,
                 {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), shared_bytes}, stream, args,
                 static_cast<int>(tiles_n));

@@ -123,7 +123,15 @@ BITNAS_DEVICE void quad_transpose(uint32_t (&v)[4]) {
 // A lane sees kLaneRows rows and, in each block of 32 channels, eight columns. Everything is counted from the lane's
 // first row and channel, so that what differs between elements is a constant of the instruction: registers are full
 // of accumulators here, and addresses of their own would spill.
-template <int kRows, int kCols>
+//
+// Offsets are read from a table in shared memory, [classes][kPitch], row by row; with kPitch 0 every position has all
+// its taps and they are read from the summed-area table, once per channel.
+struct StagedOffsets {
+  const int* table = nullptr;        // at the warp's first channel
+  const uint8_t* classes = nullptr;  // of every row of the tile
+};
+
+template <int kRows, int kCols, int kPitch = 0>
 class Fragments {
  public:
   static constexpr int kCount = kRows * kCols * 4;
@@ -132,11 +140,9 @@ class Fragments {
   static constexpr int kColumns = 8;
   static_assert(kCols % 4 == 0);
 
-  // row: of the block's tile, where this warp starts; n: channel of the group. taps: of every row of the tile, or null
-  // where all taps of all rows are valid. ones: popcount of every row of the tile. split: which part of a split sum
-  // this is; the first brings the offsets.
+  // row: of the block's tile, where this warp starts; n: channel of the group. ones: popcount of every row of the tile.
   BITNAS_DEVICE Fragments(const ConvArgs& args, int (&acc)[kCount], int64_t tile_m, int row, int group, int n,
-                          const Taps* taps, const int* ones, int split = 0)
+                          const int* ones, StagedOffsets offsets = {})
       : args_(args),
         acc_(acc),
         m_(tile_m + row + lane() / 4),
@@ -144,9 +150,9 @@ class Fragments {
         channel_(group * args.n + n + lane_shift()),
         channels_left_(args.n - n - lane_shift()),
         first_(m_ * args.out_channels + channel_),
-        taps_(taps == nullptr ? nullptr : taps + row + lane() / 4),
         ones_(ones + row + lane() / 4),
-        offsets_(args.sign && split == 0) {}
+        table_(offsets.table + lane_shift()),
+        classes_(offsets.classes + row + lane() / 4) {}
 
   BITNAS_DEVICE void store_int32() const {
     int32_t* out = args_.splits > 1 ? args_.partial : static_cast<int32_t*>(args_.epilogue.out);
@@ -238,50 +244,36 @@ class Fragments {
   }
   BITNAS_DEVICE float value(int block, int r, int c) const { return __int_as_float(at(block, r, c)); }
 
-  // One number of each of the lane's channels in a block, from the c0-th on; `other` past the last one.
-  template <typename T, int count>
-  BITNAS_DEVICE void load_channels(const T* from, int block, T other, T (&to)[count], int c0 = 0) const {
+  // One number of every channel of the lane's in a block; `other` past the last one.
+  template <typename T>
+  BITNAS_DEVICE void load_channels(const T* from, int block, T other, T (&to)[kColumns]) const {
     const T* mine = from + static_cast<uint32_t>(channel_ + block * 32);
 #pragma unroll
-    for (int c = 0; c < count; ++c) to[c] = is_channel(block, c0 + c) ? mine[column(c0 + c)] : other;
+    for (int c = 0; c < kColumns; ++c) to[c] = is_channel(block, c) ? mine[column(c)] : other;
   }
 
-  // Offsets of positions whose taps are all valid.
-  template <int count>
-  BITNAS_DEVICE void load_offsets(int block, int (&offset)[count], int c0 = 0) const {
-    const int taps = args_.kernel_h * args_.kernel_w;
-    const int32_t* last = table(args_, args_.kernel_h, args_.kernel_w);
-    load_channels(last, block, 0, offset, c0);
+  // Offsets where they are the same for every position.
+  BITNAS_DEVICE void load_offsets(int block, int (&offset)[kColumns]) const {
+    if constexpr (kPitch == 0) {
+      const int taps = args_.kernel_h * args_.kernel_w;
+      load_channels(table(args_, args_.kernel_h, args_.kernel_w), block, 0, offset);
 #pragma unroll
-    for (int c = 0; c < count; ++c) offset[c] = offsets_ ? args_.group_channels * taps - 2 * offset[c] : 0;
+      for (int c = 0; c < kColumns; ++c) offset[c] = args_.sign ? args_.group_channels * taps - 2 * offset[c] : 0;
+    }
   }
 
-  // The dots of row r and `count` of the lane's channels in a block, from the c0-th on.
-  template <int count>
-  BITNAS_DEVICE void dots(int block, int r, const int (&offset)[count], int (&dot)[count], int c0 = 0) const {
+  BITNAS_DEVICE void dots(int block, int r, const int (&offset)[kColumns], int (&dot)[kColumns]) const {
     const int row_term = args_.beta * ones_[row(r)];
 #pragma unroll
-    for (int c = 0; c < count; ++c) dot[c] = args_.alpha * at(block, r, c0 + c) - row_term + offset[c];
-    if (taps_ == nullptr || !offsets_ || !is_inside(r)) return;
-    const Taps taps = taps_[row(r)];
-    if (taps.y0 == 0 && taps.x0 == 0 && taps.y1 == args_.kernel_h && taps.x1 == args_.kernel_w) return;
-    const int valid = (taps.y1 - taps.y0) * (taps.x1 - taps.x0);
-#pragma unroll
-    for (int c = 0; c < count; ++c) dot[c] += args_.group_channels * valid - offset[c];
-    add_ones(block, taps.y1, taps.x1, -2, dot, c0);
-    add_ones(block, taps.y0, taps.x1, 2, dot, c0);
-    add_ones(block, taps.y1, taps.x0, 2, dot, c0);
-    add_ones(block, taps.y0, taps.x0, -2, dot, c0);
-  }
-
-  // A corner of the summed-area table, `times` over.
-  template <int count>
-  BITNAS_DEVICE void add_ones(int block, int y, int x, int times, int (&dot)[count], int c0) const {
-    if (y == 0 || x == 0) return;
-    int ones[count];
-    load_channels(table(args_, y, x), block, 0, ones, c0);
-#pragma unroll
-    for (int c = 0; c < count; ++c) dot[c] += times * ones[c];
+    for (int c = 0; c < kColumns; c += 2) {
+      int2 two;
+      if constexpr (kPitch == 0)
+        two = make_int2(offset[c], offset[c + 1]);
+      else
+        two = *reinterpret_cast<const int2*>(table_ + classes_[row(r)] * kPitch + block * 32 + column(c));
+      dot[c] = args_.alpha * at(block, r, c) - row_term + two.x;
+      dot[c + 1] = args_.alpha * at(block, r, c + 1) - row_term + two.y;
+    }
   }
 
   // The flips of the lane's channels of a block, each at its column.
@@ -293,27 +285,22 @@ class Fragments {
     return bits;
   }
 
-  // Half of a block's channels at a time: three terms of all eight would leave too few registers.
   BITNAS_DEVICE void apply_affine() {
-    constexpr int kHalf = kColumns / 2;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
+      int offset[kColumns];
+      float scale[kColumns], bias[kColumns];
+      ptx::compiler_fence();
+      load_offsets(block, offset);
+      load_channels(args_.epilogue.scale, block, 0.0f, scale);
+      load_channels(args_.epilogue.bias, block, 0.0f, bias);
 #pragma unroll
-      for (int c0 = 0; c0 < kColumns; c0 += kHalf) {
-        int offset[kHalf];
-        float scale[kHalf], bias[kHalf];
+      for (int r = 0; r < kLaneRows; ++r) {
         ptx::compiler_fence();
-        load_offsets(block, offset, c0);
-        load_channels(args_.epilogue.scale, block, 0.0f, scale, c0);
-        load_channels(args_.epilogue.bias, block, 0.0f, bias, c0);
+        int dot[kColumns];
+        dots(block, r, offset, dot);
 #pragma unroll
-        for (int r = 0; r < kLaneRows; ++r) {
-          ptx::compiler_fence();
-          int dot[kHalf];
-          dots(block, r, offset, dot, c0);
-#pragma unroll
-          for (int c = 0; c < kHalf; ++c) at(block, r, c0 + c) = __float_as_int(affine(scale[c], dot[c], bias[c]));
-        }
+        for (int c = 0; c < kColumns; ++c) at(block, r, c) = __float_as_int(affine(scale[c], dot[c], bias[c]));
       }
     }
   }
@@ -448,13 +435,13 @@ class Fragments {
   const int rows_left_;
   const int channel_, channels_left_;
   const int64_t first_;
-  const Taps* taps_;
   const int* ones_;
-  const bool offsets_;
+  const int* table_;
+  const uint8_t* classes_;
 };
 
-template <EpilogueKind kind, int kRows, int kCols>
-BITNAS_DEVICE void store_fragments(Fragments<kRows, kCols>& fragments) {
+template <EpilogueKind kind, int kRows, int kCols, int kPitch>
+BITNAS_DEVICE void store_fragments(Fragments<kRows, kCols, kPitch>& fragments) {
   if constexpr (kind == EpilogueKind::kInt32) fragments.store_int32();
   if constexpr (kind == EpilogueKind::kFloat) fragments.store_float();
   if constexpr (kind == EpilogueKind::kBits) fragments.store_bits();

@@ -202,8 +202,7 @@ BITNAS_DEVICE void consume(const Shared<Tile>& shared, const Walk& walk, int sla
 #pragma unroll
     for (int n = 0; n < Tile::kN; n += kEpilogueN) {
       Fragments<1, kEpilogueN / 8> fragments(args, reinterpret_cast<int (&)[kEpilogueN / 2]>(acc[n / 2]),
-                                             walk.m(tile, rank), warp_row, 0, walk.n<Tile>(tile) + n, nullptr,
-                                             shared.ones());
+                                             walk.m(tile, rank), warp_row, 0, walk.n<Tile>(tile) + n, shared.ones());
       store_fragments<kind>(fragments);
     }
   }

@@ -27,11 +27,6 @@ struct Window {
   int y, x;             // input coordinates of tap (0, 0), may be negative
 };
 
-// Valid taps [y0, y1) x [x0, x1) as four bytes; kernel sides are at most 255 where this is used.
-struct Taps {
-  uint8_t y0, y1, x0, x1;
-};
-
 // No coordinate of a position past the last one is inside an image, whatever tap is added.
 constexpr int kOutside = INT32_MIN;
 
@@ -45,12 +40,19 @@ BITNAS_DEVICE Window window_of(const ConvArgs& args, int64_t m) {
   return {image * args.height * args.width, oy * args.stride_h - args.padding_h, ox * args.stride_w - args.padding_w};
 }
 
-BITNAS_DEVICE Taps taps_of(const ConvArgs& args, const Window& window) {
-  if (window.y == kOutside) return {0, 0, 0, 0};
-  const TapInterval y = valid_taps(window.y, args.kernel_h, args.dilation_h, args.height);
-  const TapInterval x = valid_taps(window.x, args.kernel_w, args.dilation_w, args.width);
-  return {static_cast<uint8_t>(y.begin), static_cast<uint8_t>(y.end), static_cast<uint8_t>(x.begin),
-          static_cast<uint8_t>(x.end)};
+BITNAS_DEVICE int class_of(const AxisClasses& classes, const TapInterval& taps) {
+  int found = 0;
+  for (int i = 1; i < classes.count; ++i)
+    if (classes.begin[i] == taps.begin && classes.end[i] == taps.end) found = i;
+  return found;
+}
+
+// Which class of valid taps an output position is of; any, past the last one.
+BITNAS_DEVICE int class_of(const ConvArgs& args, const Window& window) {
+  if (window.y == kOutside) return 0;
+  const int row = class_of(args.rows, valid_taps(window.y, args.kernel_h, args.dilation_h, args.height));
+  return row * args.columns.count +
+         class_of(args.columns, valid_taps(window.x, args.kernel_w, args.dilation_w, args.width));
 }
 
 BITNAS_DEVICE bool is_inside(const ConvArgs& args, int y, int x) {

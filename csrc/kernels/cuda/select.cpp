@@ -33,7 +33,7 @@ bool computes(const Kernel& k, const Problem& p) {
   switch (k.family) {
     case Family::kPopc: return true;
     case Family::kMma:
-    case Family::kInt8: return !p.large_kernel;
+    case Family::kInt8: return !p.many_borders;
     case Family::kWgmma: return p.matrix && p.aligned && p.m < kMaxTensorMapRows;
   }
   return false;

@@ -34,7 +34,7 @@ struct Problem {
   int64_t m, n, words, groups;
   bool matrix;        // one tap, one group: rows of words, no gathering
   bool aligned;       // rows of the input start at multiples of 16 bytes
-  bool large_kernel;  // a kernel side of over 255 taps: only kPopc has room for it
+  bool many_borders;  // more classes of valid taps, or longer ones, than the tensor-core kernels have room for
 };
 
 struct Choice {
