@@ -165,7 +165,11 @@ def trunk(seconds: float, batches: Sequence[int] = (1, 256), size: int = 56) -> 
             }
             rows += [{"batch": batch, "what": what, **timed_modes(call, seconds)} for what, call in calls.items()]
     columns = ["graph_ms", "cold_graph_ms", "launch_ms", "cold_launch_ms"]
-    cells = [[row["what"], str(row["batch"]), *(f"{1e3 * row[name]:.1f}" if name in row else "-" for name in columns)] for row in rows]
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        return f"{1e3 * row[name]:.1f}" if name in row else "-"  # nothing captured, no graph
+
+    cells = [[row["what"], str(row["batch"]), *(cell(row, name) for name in columns)] for row in rows]
     print(table(["trunk, us", "batch", "graph", "cold graph", "launched", "cold launched"], cells))
     return {"rows": rows, "image_size": size}
 
