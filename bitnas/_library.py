@@ -56,6 +56,24 @@ def select_cpu_isa(name: str) -> None:
         raise ValueError(f"isa={name!r}: this CPU and build run {', '.join(cpu_isas())}")
 
 
+def cpu_kernels() -> list[str]:
+    """Names of the convolution kernels this CPU can run, by instruction set, slowest first."""
+    return torch.ops.bitnas.cpu_kernels().split(",")
+
+
+def select_cpu_kernel(name: str) -> None:
+    """Uses one kernel and its instruction set from now on, wherever it can compute the layer; ``"auto"`` chooses among
+    those of the instruction set in use again.
+
+    For tests and benchmarks: all kernels give equal results. Weights that are already prepared keep theirs.
+
+    Raises:
+        ValueError: this CPU or build runs no kernel of that name.
+    """
+    if not torch.ops.bitnas.select_cpu_kernel(name):
+        raise ValueError(f"kernel={name!r}: this CPU and build run {', '.join(cpu_kernels())}, or 'auto'")
+
+
 def cuda_loaded() -> bool:
     """Whether the CUDA kernels are registered."""
     return torch._C._dispatch_has_kernel_for_dispatch_key("bitnas::pack", "CUDA")
@@ -128,7 +146,7 @@ def _(packed, channels, unit):
 
 
 @torch.library.register_fake("bitnas::prepare_weight")
-def _(weight, in_channels, groups):
+def _(weight, in_channels, groups, stride_h=1, stride_w=1, dilation_h=1, dilation_w=1, positions=0):
     raise NotImplementedError(
         "bitnas::prepare_weight has a size that depends on the machine: prepare weights outside compiled code"
     )

@@ -11,17 +11,28 @@ import torch
 from torch import Tensor
 
 from bitnas import _library as _library  # loads the operators
-from bitnas._library import cpu_isa, cpu_isas, cuda_kernels, select_cpu_isa, select_cuda_kernel, words_for
+from bitnas._library import (
+    cpu_isa,
+    cpu_isas,
+    cpu_kernels,
+    cuda_kernels,
+    select_cpu_isa,
+    select_cpu_kernel,
+    select_cuda_kernel,
+    words_for,
+)
 
 __all__ = [
     "conv2d",
     "cpu_isa",
     "cpu_isas",
+    "cpu_kernels",
     "cuda_kernels",
     "linear",
     "pack",
     "pack_weight",
     "select_cpu_isa",
+    "select_cpu_kernel",
     "select_cuda_kernel",
     "unpack",
     "words_for",

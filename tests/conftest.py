@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: every instruction set of this CPU, one and two threads, both put back afterwards.
+"""Fixtures shared by all tests: every instruction set of this CPU, every kernel, one and two threads; all put back.
 
 With BITNAS_TEST_CUDA_MODEL=path/of/_C_cuda_model.so the operators on CPU tensors run the CUDA sources on the host
 model, and a test of every instruction set becomes one of every CUDA kernel that its GPU has (tests/cuda does this).
@@ -18,19 +18,48 @@ if CUDA_MODEL:
     assert "registered at csrc/ops/cuda.cpp" in torch._C._dispatch_dump("bitnas::conv2d_int32")
 
 
-def _select(name: str) -> None:
-    if CUDA_MODEL:
+CUDA_KERNELS = ["auto", *torch.ops.bitnas.cuda_kernels().split(",")] if CUDA_MODEL else []
+
+
+@contextmanager
+def _selected(select, name, put_back):
+    select(name)
+    yield name
+    put_back()
+
+
+def _use_cuda_kernel(name: str):
+    def select(name):
         assert torch.ops.bitnas.select_cuda_kernel(name), name
-    else:
-        ops.select_cpu_isa(name)
+
+    return _selected(select, name, lambda: select("auto"))
 
 
-@pytest.fixture(params=["auto", *torch.ops.bitnas.cuda_kernels().split(",")] if CUDA_MODEL else ops.cpu_isas())
+@pytest.fixture(params=CUDA_KERNELS or ops.cpu_isas())
 def isa(request):
-    before = "auto" if CUDA_MODEL else ops.cpu_isa()
-    _select(request.param)
-    yield request.param
-    _select(before)
+    """Every instruction set, its kernels chosen by shape."""
+    before = ops.cpu_isa()
+    with (
+        _use_cuda_kernel(request.param)
+        if CUDA_MODEL
+        else _selected(ops.select_cpu_isa, request.param, lambda: ops.select_cpu_isa(before))
+    ) as name:
+        yield name
+
+
+@pytest.fixture(params=CUDA_KERNELS or ops.cpu_kernels())
+def kernel(request):
+    """Every kernel of every instruction set, wherever it computes the layer."""
+    before = ops.cpu_isa()
+
+    def put_back():
+        ops.select_cpu_kernel("auto")
+        ops.select_cpu_isa(before)
+
+    with (
+        _use_cuda_kernel(request.param) if CUDA_MODEL else _selected(ops.select_cpu_kernel, request.param, put_back)
+    ) as name:
+        yield name
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "kernels/cpu/conv2d.h"
-#include "kernels/cpu/finish.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/select.h"
 #include "ops/dots.h"
 
 namespace bitnas::ops {
@@ -58,50 +58,48 @@ Tensor unpack(const Tensor& packed, int64_t channels, bool unit) {
   return out;
 }
 
-Tensor prepare_weight(const Tensor& weight, int64_t in_channels, int64_t groups) {
-  const Conv2dShape shape = weight_shape("prepare_weight", weight, in_channels, groups);
-  const int isa = cpu::active_isa();
-  Tensor out = empty_contiguous<1>({cpu::Prepared::bytes(isa, shape)}, aoti_torch_dtype_uint8(), weight);
-  cpu::Prepared::prepare(isa, shape, data<Word>(weight), static_cast<uint8_t*>(out.mutable_data_ptr()));
+Tensor prepare_weight(const Tensor& weight, int64_t in_channels, int64_t groups, int64_t stride_h, int64_t stride_w,
+                      int64_t dilation_h, int64_t dilation_w, int64_t positions) {
+  Conv2dShape shape = weight_shape("prepare_weight", weight, in_channels, groups);
+  shape.stride_h = stride_h, shape.stride_w = stride_w;
+  shape.dilation_h = dilation_h, shape.dilation_w = dilation_w;
+  const int kernel = cpu::choose_kernel(cpu::active_isa(), shape, positions);
+  Tensor out = empty_contiguous<1>({cpu::Prepared::bytes(kernel, shape)}, aoti_torch_dtype_uint8(), weight);
+  cpu::Prepared::prepare(kernel, shape, data<Word>(weight), static_cast<uint8_t*>(out.mutable_data_ptr()));
   return out;
 }
 
-void run_strips(const Conv2dArgs& args, const Tensor& weight, const OptionalTensor& prepared) {
+// On a GPU it is chosen anew in each call.
+std::string prepared_kernel(const Tensor& prepared) {
+  if (prepared.scalar_type() != ScalarType::Byte || !prepared.is_contiguous() || !prepared.is_cpu()) return "";
+  return cpu::Prepared::kernel_name(data<uint8_t>(prepared), prepared.numel());
+}
+
+// Bytes that begin at a multiple of 64, kept between calls of one thread.
+uint8_t* aligned_scratch(int64_t bytes) {
+  static thread_local std::vector<uint8_t> scratch;
+  if (static_cast<int64_t>(scratch.size()) < bytes + 63) scratch.resize(bytes + 63);
+  const auto address = reinterpret_cast<uintptr_t>(scratch.data());
+  return scratch.data() + (64 - address % 64) % 64;
+}
+
+void run_conv2d(const Conv2dArgs& args, const Tensor&, const Tensor& weight, const OptionalTensor& prepared) {
   cpu::Prepared weights;
   if (prepared.has_value() && prepared->scalar_type() == ScalarType::Byte && prepared->is_contiguous() &&
       prepared->is_cpu())
     weights = cpu::Prepared::view(data<uint8_t>(*prepared), prepared->numel(), args.shape);
-  std::vector<uint8_t> made;
   if (!weights) {
-    const int isa = cpu::active_isa();
-    made.resize(cpu::Prepared::bytes(isa, args.shape));
-    cpu::Prepared::prepare(isa, args.shape, data<Word>(weight), made.data());
-    weights = cpu::Prepared::view(made.data(), static_cast<int64_t>(made.size()), args.shape);
+    const Conv2dShape& s = args.shape;
+    const int kernel = cpu::choose_kernel(cpu::active_isa(), s, s.images * s.out_height * s.out_width);
+    const int64_t bytes = cpu::Prepared::bytes(kernel, s);
+    uint8_t* made = aligned_scratch(bytes);
+    cpu::Prepared::prepare(kernel, s, data<Word>(weight), made);
+    weights = cpu::Prepared::view(made, bytes, s);
   }
   const cpu::Conv2dPlan plan(args, weights, torch::stable::get_num_threads());
   split(plan.tasks(), 1, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<uint8_t> scratch;
     for (int64_t task = begin; task < end; ++task) plan.run(task, scratch);
-  });
-}
-
-// Strips store int32, bits and plain float32; the rest of the float epilogue is a pass behind them.
-void run_conv2d(const Conv2dArgs& args, const Tensor&, const Tensor& weight, const OptionalTensor& prepared) {
-  const Epilogue& e = args.epilogue;
-  const bool plain = e.type == FloatType::kFloat32 && e.residual == nullptr && e.slope == nullptr;
-  if (e.kind != EpilogueKind::kFloat || (plain && e.packed == nullptr)) return run_strips(args, weight, prepared);
-  const Conv2dShape& s = args.shape;
-  const int64_t pixels = s.images * s.out_height * s.out_width, channels = s.out_channels;
-  std::vector<float> wide(e.type == FloatType::kFloat32 ? 0 : pixels * channels);
-  Conv2dArgs floats = args;
-  if (!wide.empty()) floats.epilogue.out = wide.data();
-  const auto* y = static_cast<const float*>(floats.epilogue.out);
-  run_strips(floats, weight, prepared);
-  PackArgs pack_args{e.out, e.type, e.packed, channels, s.out_height * s.out_width, true, 0.0f, e.cut, e.direction};
-  const PackFn pack = cpu::isa(cpu::active_isa()).pack;
-  split(pixels, kPackGrain / channels + 1, [&](int64_t begin, int64_t end) {
-    if (!plain) cpu::finish_float(e, y, channels, begin, end);
-    if (e.packed != nullptr) pack(pack_args, begin, end);
   });
 }
 
@@ -128,6 +126,22 @@ std::string cpu_isa() { return cpu::isa(cpu::active_isa()).name; }
 
 bool select_cpu_isa(const std::string& name) { return cpu::select_isa(name.c_str()); }
 
+// Of every instruction set this CPU runs.
+std::string cpu_kernels() {
+  std::string names;
+  for (int i = 0; i < cpu::kernel_count(); ++i)
+    if (cpu::kernel_supported(i)) names.append(names.empty() ? "" : ",").append(cpu::kernel(i).name);
+  return names;
+}
+
+// A kernel's name makes its instruction set the active one.
+bool select_cpu_kernel(const std::string& name) {
+  if (!cpu::select_kernel(name.c_str())) return false;
+  for (int i = 0; i < cpu::kernel_count(); ++i)
+    if (name == cpu::kernel(i).name) return cpu::select_isa(cpu::isa(cpu::kernel(i).isa).name);
+  return true;
+}
+
 }  // namespace
 }  // namespace bitnas::ops
 
@@ -142,7 +156,10 @@ STABLE_TORCH_LIBRARY_IMPL(bitnas, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitnas, CompositeExplicitAutograd, m) {
+  m.impl("prepared_kernel", TORCH_BOX(&bitnas::ops::prepared_kernel));
   m.impl("cpu_isas", TORCH_BOX(&bitnas::ops::cpu_isas));
   m.impl("cpu_isa", TORCH_BOX(&bitnas::ops::cpu_isa));
   m.impl("select_cpu_isa", TORCH_BOX(&bitnas::ops::select_cpu_isa));
+  m.impl("cpu_kernels", TORCH_BOX(&bitnas::ops::cpu_kernels));
+  m.impl("select_cpu_kernel", TORCH_BOX(&bitnas::ops::select_cpu_kernel));
 }

@@ -79,7 +79,9 @@ Tensor make_prepared(const Conv2dShape& shape, const Tensor& weight, const OnDev
   return out;
 }
 
-Tensor prepare_weight(const Tensor& weight, int64_t in_channels, int64_t groups) {
+// Every kernel reads the same layout, whatever the geometry.
+Tensor prepare_weight(const Tensor& weight, int64_t in_channels, int64_t groups, int64_t, int64_t, int64_t, int64_t,
+                      int64_t) {
   const Conv2dShape shape = weight_shape("prepare_weight", weight, in_channels, groups);
   return make_prepared(shape, weight, OnDevice(weight));
 }

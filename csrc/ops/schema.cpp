@@ -18,7 +18,12 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   // Packed [..., words] -> float32 [..., channels], ±1 or {0, 1}.
   m.def("unpack(Tensor packed, int channels, bool unit) -> Tensor");
 
-  m.def("prepare_weight(Tensor weight, int in_channels, int groups) -> Tensor");
+  // For the kernel that this machine's dispatch chooses; `positions`: output positions of one call, 0 where unknown.
+  m.def(
+      "prepare_weight(Tensor weight, int in_channels, int groups, int stride_h=1, int stride_w=1, int dilation_h=1, "
+      "int dilation_w=1, int positions=0) -> Tensor");
+  // Name of the kernel that a weight was prepared for; "" where that is not to be told.
+  m.def("prepared_kernel(Tensor prepared) -> str");
 
   // int32 dot products, [N, out, H', W'] channels last.
   m.def(
@@ -60,6 +65,9 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def("cpu_isas() -> str");
   m.def("cpu_isa() -> str");
   m.def("select_cpu_isa(str name) -> bool");
+  // The same of kernels; a name also chooses its instruction set, "auto" leaves the choice to the layer's shape again.
+  m.def("cpu_kernels() -> str");
+  m.def("select_cpu_kernel(str name) -> bool");
   // Comma-separated names of the kernels the current GPU can run; use one wherever it computes the layer, or "auto".
   m.def("cuda_kernels() -> str");
   m.def("select_cuda_kernel(str name) -> bool");

@@ -1,6 +1,8 @@
 """Random convolutions that straddle every edge: word and lane boundaries, groups, borders, empty batches."""
 
+import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,3 +74,33 @@ def random_case(rng: random.Random) -> Case:
             dtype=rng.choice((torch.float32, torch.float32, torch.bfloat16, torch.float16)),
             seed=rng.randrange(1 << 30),
         )
+
+
+def edge_cases() -> Iterator[Case]:
+    """More than 50,000 small convolutions: the product of the sizes at which something begins or ends."""
+    channels = (1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 96, 129)
+    outputs = (1, 15, 16, 17, 32, 33, 64, 65)
+    # kernel, padding, stride, dilation
+    windows = (
+        ((1, 1), 0, 1, 1), ((1, 1), 0, 2, 1), ((3, 3), 1, 1, 1), ((3, 3), 0, 1, 1), ((3, 3), 1, 2, 1),
+        ((3, 3), 2, 1, 2), ((2, 2), 1, 1, 1), ((5, 5), 2, 1, 1), ((1, 3), 1, 1, 1), ((3, 1), 1, 2, 1),
+    )  # fmt: skip
+    sizes = ((1, 1), (1, 2), (2, 3), (3, 5), (4, 4), (1, 9), (5, 2))
+    cases = itertools.product(channels, outputs, windows, sizes, (1, 2), (1, 2), ("sign", "unit"))
+    for seed, (c, n, (kernel, padding, stride, dilation), size, groups, batch, activations) in enumerate(cases):
+        if all(size[i] + 2 * padding >= dilation * (kernel[i] - 1) + 1 for i in range(2)):
+            yield Case(
+                batch=batch,
+                channels=c * groups,
+                out_channels=n * groups,
+                size=size,
+                kernel=kernel,
+                stride=(stride, stride),
+                padding=(padding, padding),
+                dilation=(dilation, dilation),
+                groups=groups,
+                activations=activations,
+                channels_last=True,
+                dtype=torch.float32,
+                seed=seed,
+            )

@@ -5,13 +5,20 @@ import random
 
 import pytest
 import torch
-from shapes import random_case
+from shapes import edge_cases, random_case
 
 from bitnas import ops, reference
 
 # Per instruction set, by threads: two on small shapes mostly test the splitting.
 ALL = int(os.environ.get("BITNAS_TEST_SHAPES", "2000"))
 SHAPES = {1: ALL * 17 // 20, 2: ALL * 3 // 20}
+MANY = {1: 80_000, 2: 20_000}
+
+
+def kernels_beside(kernel):
+    """How many kernels share the shapes of an instruction set; a name is <isa>_<algorithm>."""
+    names = [name.partition("_")[0] for name in ops.cpu_kernels()]
+    return max(1, names.count(kernel.partition("_")[0]))
 
 
 def float_options(rng, dots, generator):
@@ -59,23 +66,40 @@ def check(case, threads, prepared_too):
     assert floats.is_contiguous(memory_format=torch.channels_last) or floats.numel() == 0
 
 
-def test_random_convolutions_equal_float64_torch(isa, threads):
+def test_random_convolutions_equal_float64_torch(kernel, threads):
     with threads() as count:
-        rng = random.Random(f"{isa}-{count}")
-    for i in range(SHAPES[count]):
+        rng = random.Random(f"{kernel}-{count}")
+    for i in range(SHAPES[count] // kernels_beside(kernel)):
         check(random_case(rng), threads, prepared_too=i % 2 == 0)
 
 
 @pytest.mark.slow
-def test_many_random_convolutions(isa, threads):
-    rng = random.Random(os.environ.get("BITNAS_TEST_SEED", isa))
-    for i in range(50_000):
+def test_many_random_convolutions(kernel, threads):
+    with threads() as count:
+        rng = random.Random(os.environ.get("BITNAS_TEST_SEED", f"many {kernel}-{count}"))
+    for i in range(MANY[count] // kernels_beside(kernel)):
         check(random_case(rng), threads, prepared_too=i % 2 == 0)
 
 
+@pytest.mark.slow
+def test_every_small_edge(kernel):
+    """A grid, not a sample: words, lanes and nibbles just or not quite filled, on images of a few pixels."""
+    shapes = 0
+    for case in edge_cases():
+        x, weight = case.tensors()
+        packed, packed_weight = ops.pack(x, activations=case.activations), ops.pack_weight(weight)
+        dots = reference.conv2d(x, weight, case.activations, **case.geometry)
+        assert torch.equal(torch.ops.bitnas.conv2d_int32(packed, packed_weight, None, *case.flat), dots), case
+        threshold = torch.arange(case.out_channels, dtype=torch.int32) % 7 - 3
+        bits = torch.ops.bitnas.conv2d_bits(packed, packed_weight, None, threshold, None, *case.flat)
+        assert torch.equal(bits, reference.threshold_bits(dots, threshold)), case
+        shapes += 1
+    assert shapes >= 50_000
+
+
 @pytest.mark.parametrize("activations", ["sign", "unit"])
-def test_random_matrix_products_equal_float64_torch(isa, threads, activations):
-    rng = random.Random(f"{isa}-{activations}")
+def test_random_matrix_products_equal_float64_torch(kernel, threads, activations):
+    rng = random.Random(f"{kernel}-{activations}")
     for _ in range(ALL // 10):
         m = rng.choice((0, 1, 2, 3, 5, 8, 63, 64, 65, 130))
         n = rng.choice((1, 2, 15, 16, 17, 63, 64, 65, 127, 129))
@@ -99,7 +123,7 @@ def test_random_matrix_products_equal_float64_torch(isa, threads, activations):
         assert torch.equal(floats, reference.affine(dots, scale, bias))
 
 
-def test_large_layers_split_over_threads(isa, threads):
+def test_large_layers_split_over_threads(kernel, threads):
     """Big enough that rows, panels and images really are shared out."""
     generator = torch.Generator().manual_seed(0)
     for batch, channels, out, size, groups in [
@@ -119,7 +143,7 @@ def test_large_layers_split_over_threads(isa, threads):
 @pytest.mark.parametrize("bits", [1 << 16, (1 << 16) + 1, 1 << 20])
 @pytest.mark.parametrize("activations", ["sign", "unit"])
 @pytest.mark.parametrize("value", [1.0, -1.0])
-def test_accumulators_hold_the_longest_rows(isa, bits, activations, value):
+def test_accumulators_hold_the_longest_rows(kernel, bits, activations, value):
     x = torch.ones(2, bits)
     weight = torch.full((3, bits), value)
     assert torch.equal(
@@ -133,7 +157,7 @@ def test_accumulators_hold_the_longest_rows(isa, bits, activations, value):
 
 
 @pytest.mark.parametrize("activations", ["sign", "unit"])
-def test_long_rows_through_every_epilogue(isa, activations):
+def test_long_rows_through_every_epilogue(kernel, activations):
     """Few outputs of many products: where a kernel may cut the sum into parts."""
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(3, 20_000, generator=generator), torch.randn(70, 20_000, generator=generator)
@@ -154,7 +178,7 @@ def test_long_rows_through_every_epilogue(isa, activations):
     )
 
 
-def test_extreme_thresholds_are_constants(isa):
+def test_extreme_thresholds_are_constants(kernel):
     packed, weight = ops.pack(torch.ones(2, 100)), ops.pack_weight(torch.ones(3, 100))
     extremes = {-(2**31): 0b111, -100: 0b111, 100: 0b111, 101: 0, 2**31 - 1: 0}
     for threshold, expected in extremes.items():
@@ -162,21 +186,21 @@ def test_extreme_thresholds_are_constants(isa):
         assert bits.tolist() == [[expected]] * 2, threshold
 
 
-def test_wide_kernel_accumulates(isa):
+def test_wide_kernel_accumulates(kernel):
     """5x5 over 3,072 channels, where a 16-bit accumulator would wrap."""
     x, weight = torch.ones(1, 3072, 6, 6), torch.ones(2, 3072, 5, 5)
     assert torch.equal(ops.conv2d(x, weight, padding=2), reference.conv2d(x, weight, padding=2))
 
 
-@pytest.mark.parametrize("kernel", [(21, 1), (300, 1), (1, 40)])
-def test_kernels_with_more_kinds_of_borders_than_pixels(isa, kernel):
+@pytest.mark.parametrize("window", [(21, 1), (300, 1), (1, 40)])
+def test_windows_with_more_kinds_of_borders_than_pixels(kernel, window):
     """Tall and wide kernels under deep padding: every output position misses other taps."""
-    x, weight = torch.randn(2, 70, 30, 25), torch.randn(5, 70, *kernel)
-    padding = (kernel[0] // 2, kernel[1] // 2)
+    x, weight = torch.randn(2, 70, 30, 25), torch.randn(5, 70, *window)
+    padding = (window[0] // 2, window[1] // 2)
     assert torch.equal(ops.conv2d(x, weight, padding=padding), reference.conv2d(x, weight, padding=padding))
 
 
-def test_a_weight_prepared_for_another_layer_is_not_used(isa):
+def test_a_weight_prepared_for_another_layer_is_not_used(kernel):
     """A stale prepared tensor must never change a result: it is recognised and made anew."""
     x, weight, other = torch.randn(1, 64, 5, 5), torch.randn(32, 64, 3, 3), torch.randn(32, 32, 3, 3)
     packed, packed_weight = ops.pack(x), ops.pack_weight(weight)

@@ -108,6 +108,28 @@ def test_forcing_an_instruction_set_that_is_not_there():
         ops.select_cpu_isa("neon")
 
 
+def test_forcing_a_kernel_that_is_not_there():
+    with pytest.raises(ValueError, match="kernel='avx9_fast'.*scalar.*'auto'"):
+        ops.select_cpu_kernel("avx9_fast")
+
+
+def test_a_forced_kernel_prepares_weights_until_auto_is_back():
+    before = ops.cpu_isa()
+    try:
+        for kernel in ops.cpu_kernels():
+            ops.select_cpu_kernel(kernel)
+            prepared = OPS.prepare_weight(W, 70, 2)
+            assert OPS.prepared_kernel(prepared) == kernel
+            assert kernel.startswith(ops.cpu_isa())
+        ops.select_cpu_kernel("auto")
+        ops.select_cpu_isa("scalar")
+        assert OPS.prepared_kernel(OPS.prepare_weight(W, 70, 2)) == "scalar"
+    finally:
+        ops.select_cpu_kernel("auto")
+        ops.select_cpu_isa(before)
+    assert OPS.prepared_kernel(torch.zeros(10, dtype=torch.uint8)) == ""
+
+
 def test_public_linear_keeps_leading_dimensions():
     x, weight = torch.randn(2, 3, 65), torch.randn(4, 65)
     assert torch.equal(ops.linear(x, weight), reference.linear(x.reshape(6, 65), weight).view(2, 3, 4))

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/select.h"
 #include "kernels/padding.h"
 
 namespace bitnas::cpu {
@@ -12,6 +13,8 @@ namespace {
 constexpr int64_t kPointwisePixels = 64;
 // Below about this many products a second thread costs more than it gives.
 constexpr int64_t kParallelProducts = int64_t{1} << 22;
+// Staged rows of one task stay within about half of a small L2, beside the weights.
+constexpr int64_t kStagedBytes = 256 * 1024;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -51,15 +54,20 @@ void slice_channels(const Word* pixels, int64_t pixel_count, int64_t pixel_words
 Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t threads)
     : args_(args), weights_(weights) {
   const Conv2dShape& s = args_.shape;
+  const Epilogue& e = args_.epilogue;
   const int64_t pixels = s.images * s.out_height * s.out_width;
   if (pixels == 0) return;
-  const bool bits = args_.epilogue.kind == EpilogueKind::kBits;
-  merge_bits_ = bits && s.groups > 1 && s.group_out_channels() % kPanelChannels != 0;
-  if (merge_bits_) std::memset(args_.epilogue.out, 0, pixels * words_for(s.out_channels) * sizeof(Word));
-  make_offsets();
-
   const int64_t products = pixels * s.out_channels * s.taps() * s.group_channels();
   if (products < kParallelProducts) threads = 1;
+  if (const TileKernel* tile = weights_.kernel().tile) {
+    tasks_ = tile->tasks(args_, threads);
+    return;
+  }
+  Word* packed = e.kind == EpilogueKind::kBits ? static_cast<Word*>(e.out) : e.packed;
+  merge_bits_ = packed != nullptr && s.groups > 1 && s.group_out_channels() % kPanelChannels != 0;
+  if (merge_bits_) std::memset(packed, 0, pixels * words_for(s.out_channels) * sizeof(Word));
+  make_offsets();
+
   const int64_t panels = weights_.panels_per_group();
   const auto cut_panels = [&](int64_t independent) {
     return independent < threads && s.groups == 1 && panels >= threads ? threads : 1;
@@ -75,6 +83,8 @@ Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t 
     panel_chunks_ = panels % threads == 0 ? cut_panels(s.images) : 1;
     if (panel_chunks_ == 1) row_chunks_ = std::min(s.out_height, 2 * threads);
   }
+  const int64_t image_bytes = s.height * weights_.kernel().strip->row_bytes(s.width, s.group_channels());
+  row_chunks_ = std::min(s.out_height, std::max(row_chunks_, divide_up(image_bytes, kStagedBytes)));
   tasks_ = s.images * row_chunks_ * panel_chunks_;
 }
 
@@ -95,7 +105,7 @@ void Conv2dPlan::make_offsets() {
     cols = {{0, s.kernel_w}};
   }
   column_classes_ = static_cast<int64_t>(cols.size());
-  offsets_.resize(rows.size() * cols.size() * n);
+  offsets_.resize(rows.size() * cols.size() * n + kPanelChannels);  // kernels load whole vectors
   int32_t* out = offsets_.data();
   for (const TapInterval& r : rows) {
     for (const TapInterval& c : cols) {
@@ -124,6 +134,11 @@ void Conv2dPlan::make_offsets() {
 
 void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
   const Conv2dShape& s = args_.shape;
+  if (const TileKernel* tile = weights_.kernel().tile) {
+    scratch.resize(tile->scratch_bytes(args_, tasks_) + 63);
+    const auto address = reinterpret_cast<uintptr_t>(scratch.data());
+    return tile->run(args_, weights_.weights(), task, tasks_, scratch.data() + (64 - address % 64) % 64);
+  }
   if (s.pointwise()) return run_pointwise(task, scratch);
   const int64_t panels = weights_.panels_per_group();
   const int64_t panel_chunk = task % panel_chunks_;
@@ -136,50 +151,58 @@ void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
 
 void Conv2dPlan::run_pointwise(int64_t task, std::vector<uint8_t>& scratch) const {
   const Conv2dShape& s = args_.shape;
-  const XnorKernel& kernel = weights_.kernel();
+  const StripKernel& kernel = *weights_.kernel().strip;
   const int64_t words = words_for(s.channels);
   const int64_t total = s.images * s.out_height * s.out_width;
   const int64_t first = task / panel_chunks_ * kPointwisePixels;
   const int64_t pixels = std::min(kPointwisePixels, total - first);
-  const auto* input = reinterpret_cast<const uint8_t*>(args_.x + first * words);
-  if (kernel.expand != nullptr) {
-    scratch.resize(pixels * words * kernel.bytes_per_word);
-    kernel.expand(args_.x + first * words, pixels * words, scratch.data());
-    input = scratch.data();
+  const Word* x = args_.x + first * words;
+  Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1};
+  if (!kernel.words_as_they_are) {
+    scratch.resize(kernel.row_bytes(pixels, s.channels));
+    kernel.stage({x, pixels, 0, 0, s.channels, 1}, scratch.data());
+    run.input = scratch.data() + kernel.lead_bytes;
+    run.pixel_pitch = kernel.pixel_bytes(s.channels);
   }
-  constexpr int64_t kNoTaps[] = {0};
+  constexpr int64_t kNoOffset[] = {0};
+  run.runs = kNoOffset;
   const int64_t panels = weights_.panels_per_group();
   const int64_t chunk = task % panel_chunks_;
   for (int64_t p = chunk * panels / panel_chunks_; p < (chunk + 1) * panels / panel_chunks_; ++p)
-    strips(input, words * kernel.bytes_per_word, kNoTaps, 0, p, pixels, first, offsets_.data(), nullptr);
+    strip(run, 0, p, pixels, first, offsets_.data(), nullptr);
 }
 
-// Copies the rows that this task reads into scratch, zero bits around the image, in the kernel's form;
-// or points straight into the image where that is already so.
+// Stages the rows that this task reads, zero bits around the image, in the kernel's form; or points straight into the
+// image where that is already so.
 void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const {
   const Conv2dShape& s = args_.shape;
-  const XnorKernel& kernel = weights_.kernel();
+  const StripKernel& kernel = *weights_.kernel().strip;
   const int64_t image_words = words_for(s.channels);
   const int64_t group_words = words_for(s.group_channels());
+  const int64_t run_count = s.taps() / run_taps(s);
   const bool aligned_groups = s.groups == 1 || s.group_channels() % kWordBits == 0;
   const bool padded = s.padding_h != 0 || s.padding_w != 0;
-  const bool in_place = kernel.expand == nullptr && aligned_groups && !padded;
+  const bool contiguous = run_taps(s) == 1 || image_words * 8 == kernel.pixel_bytes(s.group_channels());
+  const bool in_place = kernel.words_as_they_are && aligned_groups && !padded && contiguous;
   const Word* image = args_.x + cut.image * s.height * s.width * image_words;
 
   const int64_t first_row = cut.row_begin * s.stride_h - s.padding_h;
   const int64_t staged_rows =
       (cut.row_end - 1) * s.stride_h - s.padding_h + (s.kernel_h - 1) * s.dilation_h + 1 - first_row;
   const int64_t staged_columns = (s.out_width - 1) * s.stride_w + (s.kernel_w - 1) * s.dilation_w + 1;
-  const int64_t pixel_bytes = in_place ? image_words * 8 : group_words * kernel.bytes_per_word;
-  const int64_t row_bytes = in_place ? s.width * pixel_bytes : staged_columns * pixel_bytes;
+  const int64_t pixel_bytes = in_place ? image_words * 8 : kernel.pixel_bytes(s.group_channels());
+  const int64_t row_bytes = in_place ? s.width * pixel_bytes : kernel.row_bytes(staged_columns, s.group_channels());
 
-  std::vector<int64_t> taps(s.taps());
-  for (int64_t ky = 0; ky < s.kernel_h; ++ky)
-    for (int64_t kx = 0; kx < s.kernel_w; ++kx)
-      taps[ky * s.kernel_w + kx] = ky * s.dilation_h * row_bytes + kx * s.dilation_w * pixel_bytes;
+  std::vector<int64_t> runs(run_count);
+  for (int64_t i = 0; i < run_count; ++i) {
+    const int64_t tap = i * run_taps(s);
+    runs[i] = tap / s.kernel_w * s.dilation_h * row_bytes + tap % s.kernel_w * s.dilation_w * pixel_bytes;
+  }
 
+  const int64_t left = std::min(s.padding_w, staged_columns);
   const int64_t copied = std::max<int64_t>(0, std::min(s.width, staged_columns - s.padding_w));
   std::vector<Word> slice(aligned_groups && image_words == group_words ? 0 : copied * group_words);
+  if (!in_place) scratch.resize(staged_rows * row_bytes);
 
   for (int64_t group = 0; group < s.groups; ++group) {
     const uint8_t* staged;
@@ -187,79 +210,58 @@ void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const
       staged = reinterpret_cast<const uint8_t*>(image + first_row * s.width * image_words +
                                                 group * s.group_channels() / kWordBits);
     } else {
-      scratch.resize(staged_rows * row_bytes);
-      if (padded) std::memset(scratch.data(), 0, scratch.size());
       for (int64_t r = 0; r < staged_rows; ++r) {
         const int64_t y = first_row + r;
-        if (y < 0 || y >= s.height || copied <= 0) continue;
+        uint8_t* out = scratch.data() + r * row_bytes;
+        if (y < 0 || y >= s.height) {
+          kernel.stage({image, 0, staged_columns, 0, s.group_channels(), s.stride_w}, out);
+          continue;
+        }
         const Word* source = image + y * s.width * image_words;
         if (!slice.empty()) {
           slice_channels(source, copied, image_words, group * s.group_channels(), s.group_channels(), slice.data());
           source = slice.data();
         }
-        uint8_t* out = scratch.data() + r * row_bytes + s.padding_w * pixel_bytes;
-        if (kernel.expand != nullptr) {
-          kernel.expand(source, copied * group_words, out);
-        } else {
-          std::memcpy(out, source, copied * group_words * sizeof(Word));
-        }
+        kernel.stage({source, copied, left, staged_columns - left - copied, s.group_channels(), s.stride_w}, out);
       }
-      staged = scratch.data();
+      staged = scratch.data() + kernel.lead_bytes;
     }
     for (int64_t panel = cut.panel_begin; panel < cut.panel_end; ++panel) {
       for (int64_t oy = cut.row_begin; oy < cut.row_end; ++oy) {
         const uint8_t* row = staged + (oy - cut.row_begin) * s.stride_h * row_bytes;
         const int64_t row_class = row_class_.empty() ? 0 : row_class_[oy];
-        strips(row, s.stride_w * pixel_bytes, taps.data(), group, panel, s.out_width,
-               (cut.image * s.out_height + oy) * s.out_width,
-               offsets_.data() + row_class * column_classes_ * s.out_channels,
-               column_class_.empty() ? nullptr : column_class_.data());
+        strip({row, s.stride_w * pixel_bytes, runs.data(), run_count}, group, panel, s.out_width,
+              (cut.image * s.out_height + oy) * s.out_width,
+              offsets_.data() + row_class * column_classes_ * s.out_channels,
+              column_class_.empty() ? nullptr : column_class_.data());
       }
     }
   }
 }
 
-void Conv2dPlan::strips(const uint8_t* input, int64_t pixel_pitch, const int64_t* taps, int64_t group, int64_t panel,
-                        int64_t pixels, int64_t out_pixel, const int32_t* offsets,
-                        const int32_t* position_class) const {
+void Conv2dPlan::strip(const Run& run, int64_t group, int64_t panel, int64_t pixels, int64_t out_pixel,
+                       const int32_t* offsets, const int32_t* position_class) const {
   const Conv2dShape& s = args_.shape;
-  const Epilogue& e = args_.epilogue;
-  const int64_t first = group * s.group_out_channels() + panel * kPanelChannels;  // output channel
   Strip strip{};
-  strip.input = input;
-  strip.pixel_pitch = pixel_pitch;
-  strip.taps = taps;
-  strip.tap_count = s.taps();
+  strip.input = run.input;
+  strip.pixel_pitch = run.pixel_pitch;
+  strip.runs = run.runs;
+  strip.run_count = run.count;
+  strip.run_taps = run_taps(s);
   strip.tap_channels = s.group_channels();
   strip.pixels = pixels;
   strip.panel = weights_.panel(group, panel);
   strip.channels = static_cast<int>(std::min<int64_t>(kPanelChannels, s.group_out_channels() - panel * kPanelChannels));
-  strip.offsets = offsets + first;
+  strip.epilogue = &args_.epilogue;
+  strip.out_channels = s.out_channels;
+  strip.pixel = out_pixel;
+  strip.first = group * s.group_out_channels() + panel * kPanelChannels;
+  strip.merge = merge_bits_;
+  strip.offsets = offsets + strip.first;
   strip.offsets_pitch = s.out_channels;
   strip.position_class = position_class;
   strip.shift = s.encoding == Encoding::kSign ? 1 : 0;
-  strip.kind = e.kind;
-  if (e.kind == EpilogueKind::kBits) {
-    strip.out_pitch = words_for(s.out_channels);
-    strip.bit_offset = static_cast<int>(first % kWordBits);
-    strip.merge = merge_bits_;
-    strip.out = static_cast<Word*>(e.out) + out_pixel * strip.out_pitch + first / kWordBits;
-    if (e.flip != nullptr) {
-      strip.flip = e.flip[first / kWordBits] >> strip.bit_offset;
-      if (strip.bit_offset + strip.channels > kWordBits)
-        strip.flip |= e.flip[first / kWordBits + 1] << (kWordBits - strip.bit_offset);
-    }
-  } else {
-    strip.out_pitch = s.out_channels;
-    const int64_t at = out_pixel * s.out_channels + first;
-    strip.out = e.kind == EpilogueKind::kInt32 ? static_cast<void*>(static_cast<int32_t*>(e.out) + at)
-                                               : static_cast<void*>(static_cast<float*>(e.out) + at);
-    if (e.kind == EpilogueKind::kFloat) {
-      strip.scale = e.scale + first;
-      strip.bias = e.bias + first;
-    }
-  }
-  weights_.kernel().strip(strip);
+  weights_.kernel().strip->strip(strip);
 }
 
 }  // namespace bitnas::cpu

@@ -1,5 +1,5 @@
-// The convolution driver: cuts a layer into strips for whatever kernel its weights
-// were prepared for. It starts no threads; tasks are independent and may run anywhere.
+// The convolution driver: runs a layer on whatever kernel its weights were prepared for, and cuts it into strips where
+// that is a strip kernel. It starts no threads; tasks are independent and may run anywhere.
 #pragma once
 
 #include <vector>
@@ -25,8 +25,14 @@ class Conv2dPlan {
   void make_offsets();
   void run_pointwise(int64_t task, std::vector<uint8_t>& scratch) const;
   void run_window(const Cut& cut, std::vector<uint8_t>& scratch) const;
-  void strips(const uint8_t* input, int64_t pixel_pitch, const int64_t* taps, int64_t group, int64_t panel,
-              int64_t pixels, int64_t out_pixel, const int32_t* offsets, const int32_t* position_class) const;
+  struct Run {  // how a strip reads its windows, as in Strip
+    const uint8_t* input;
+    int64_t pixel_pitch;
+    const int64_t* runs;
+    int64_t count;
+  };
+  void strip(const Run& run, int64_t group, int64_t panel, int64_t pixels, int64_t out_pixel, const int32_t* offsets,
+             const int32_t* position_class) const;
 
   Conv2dArgs args_;
   Prepared weights_;

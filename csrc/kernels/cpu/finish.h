@@ -1,12 +1,31 @@
-// The end of the float epilogue (epilogue.h) as a pass of its own: residual, slope,
-// rounding to the output's type.
+// The float epilogue (epilogue.h) of one dot, on any CPU. Internal linkage: ISA files use it too.
 #pragma once
 
+#include "kernels/cpu/float16.h"
 #include "kernels/epilogue.h"
 
 namespace bitnas::cpu {
 
-// y: float32 scale * dot + bias of all pixels, may be e.out itself. Pixels [begin, end).
-void finish_float(const Epilogue& e, const float* y, int64_t channels, int64_t begin, int64_t end);
+// Stores what becomes of channel n of a pixel; its bit, where e.packed asks for one.
+static inline bool finish_float(const Epilogue& e, int64_t channels, int64_t pixel, int64_t n, int32_t dot) {
+  const int64_t at = pixel * channels + n;
+  float y = e.scale[n] * static_cast<float>(dot) + e.bias[n];
+  const auto load = [&e, at] {
+    if (e.type == FloatType::kFloat32) return static_cast<const float*>(e.residual)[at];
+    const uint16_t half = static_cast<const uint16_t*>(e.residual)[at];
+    return e.type == FloatType::kFloat16 ? half_to_float(half) : bfloat16_to_float(half);
+  };
+  if (e.residual != nullptr) y += load();
+  if (e.slope != nullptr && !(y >= 0.0f)) y *= e.slope[n];
+  if (e.type == FloatType::kFloat32) {
+    static_cast<float*>(e.out)[at] = y;
+  } else {
+    const bool half = e.type == FloatType::kFloat16;
+    const uint16_t narrow = half ? float_to_half(y) : float_to_bfloat16(y);
+    static_cast<uint16_t*>(e.out)[at] = narrow;
+    y = half ? half_to_float(narrow) : bfloat16_to_float(narrow);
+  }
+  return e.packed != nullptr && e.direction[n] * y >= e.cut[n];
+}
 
 }  // namespace bitnas::cpu

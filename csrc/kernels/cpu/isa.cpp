@@ -11,20 +11,19 @@ namespace bitnas::cpu {
 void pack_scalar(const PackArgs&, int64_t, int64_t);
 void pack_avx2(const PackArgs&, int64_t, int64_t);
 void pack_avx512(const PackArgs&, int64_t, int64_t);
-extern const XnorKernel xnor_scalar, xnor_avx2, xnor_avx512;
 
 namespace {
 
 constexpr Isa kTable[] = {
-    {"scalar", [] { return true; }, pack_scalar, &xnor_scalar},
+    {"scalar", [] { return true; }, pack_scalar},
 #if defined(BITNAS_X86)
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }, pack_avx2, &xnor_avx2},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }, pack_avx2},
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq");
      },
-     pack_avx512, &xnor_avx512},
+     pack_avx512},
 #endif
 };
 

@@ -1,8 +1,8 @@
-// The one table of instruction sets: which of them this CPU can run, and their kernels.
+// The one table of instruction sets: which of them this CPU can run, and how they pack. Their convolution kernels are
+// in select.h.
 #pragma once
 
 #include "kernels/pack.h"
-#include "kernels/xnor.h"
 
 namespace bitnas::cpu {
 
@@ -10,8 +10,9 @@ struct Isa {
   const char* name;
   bool (*supported)();
   PackFn pack;
-  const XnorKernel* xnor;
 };
+
+enum IsaRow : int { kScalar, kAvx2, kAvx512 };
 
 // Rows of the table, slowest first. "scalar" is row 0 and always supported.
 int isa_count();

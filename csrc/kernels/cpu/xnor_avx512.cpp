@@ -1,136 +1,341 @@
-// AVX-512 VPOPCNTDQ. Lanes are output channels, 16 to a register; an activation
-// is broadcast, 32 bits at a time, so nothing is ever summed across lanes.
+// AVX-512 VPOPCNTDQ. Lanes are output channels, 16 to a register; an activation is broadcast, 32 bits (a unit) at a
+// time, so nothing is ever summed across lanes. Two kernels:
 //
-//   per 512 bit products    uops    ports (Intel)   pipes (Zen 4, 2 x 256 bit)
-//   vpxord zmm, m32{1to16}   1      p05 + load      4
-//   vpopcntd zmm             1      p5              2
-//   vpaddd zmm               1      p05             4
+//   popcount  3 uops a unit: xor, popcount, add.
+//   edges     2.5 uops a unit. Staged units are prefix sums modulo 2: unit j of a row is the XOR of units 0 .. j, and
+//   so
+//             are the weights' of a run. Then u_j = a_j ^ w_j toggles wherever activation and weight differ in unit j,
+//             and ones among the differences are toggles of u. In each bit rising and falling edges alternate:
+//                 ones = 2 * falling edges + u_last - u_first.
+//             Two neighbouring steps hold at most one falling edge of a bit, so one ternary operation finds those of
+//             two units, and only half as many words are counted. u_first is the prefix just before the run, which no
+//             weight touches: its ones are counted once per pixel, by a scalar instruction.
+//
+//   uops per two units    xor popcount ternary add   port bound (Intel p05 / Zen 4, 2 zmm a cycle)
+//   popcount               2      2       0     2     341 products a cycle
+//   edges                  2      1       1     1     410
+//   and folded carry-save  1      1       2     1     410, but a ternary costs Zen 4 more than a xor: 350 were
+//                                                     measured against 381 for edges and 339 for popcount
 #include <immintrin.h>
 
-#include "kernels/cpu/mask_avx512.h"
-#include "kernels/xnor.h"
+#include "kernels/cpu/epilogue_avx512.h"
+#include "kernels/cpu/strip.h"
 
 namespace bitnas::cpu {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTile = 8;  // pixels; their accumulators, states and ends fill 24 registers
 constexpr int64_t kUnitBits = 32;
+constexpr int64_t kUnitBytes = 4;
 
 constexpr int64_t units_for(int64_t channels) { return (channels + kUnitBits - 1) / kUnitBits; }
 constexpr int vectors_for(int channels) { return (channels + kLanes - 1) / kLanes; }
 
-int64_t panel_bytes(int channels, int64_t taps, int64_t tap_channels) {
-  return taps * units_for(tap_channels) * vectors_for(channels) * 64;
+constexpr __mmask16 lanes_left(int channels) {
+  return channels >= kLanes ? 0xffff : static_cast<__mmask16>((1u << channels) - 1);
 }
 
-// [tap][unit][lane]: the 32-bit units of all channels side by side, lanes past `channels` zero.
-void make_panel(const Word* weight, int channels, int64_t taps, int64_t tap_channels, uint8_t* panel) {
+inline uint32_t load_unit(const uint8_t* p) {
+  uint32_t unit;
+  __builtin_memcpy(&unit, p, sizeof unit);
+  return unit;
+}
+
+inline void store_unit(uint8_t* p, uint32_t unit) { __builtin_memcpy(p, &unit, sizeof unit); }
+
+inline __m512i broadcast_unit(const uint8_t* p) { return _mm512_set1_epi32(static_cast<int>(load_unit(p))); }
+
+// ---- staging ----------------------------------------------------------------
+
+int64_t pixel_bytes(int64_t channels) { return units_for(channels) * kUnitBytes; }
+
+int64_t row_bytes(int64_t pixels, int64_t channels) { return pixels * pixel_bytes(channels); }
+
+// Units side by side, without the empty upper half of a last word.
+void stage(const StageRow& row, uint8_t* out) {
+  const int64_t bytes = pixel_bytes(row.channels);
+  const int64_t word_bytes = words_for(row.channels) * static_cast<int64_t>(sizeof(Word));
+  __builtin_memset(out, 0, row.left * bytes);
+  out += row.left * bytes;
+  if (bytes == word_bytes) {
+    if (row.pixels > 0) __builtin_memcpy(out, row.words, row.pixels * bytes);
+  } else {
+    const auto* in = reinterpret_cast<const uint8_t*>(row.words);
+    for (int64_t p = 0; p < row.pixels; ++p) __builtin_memcpy(out + p * bytes, in + p * word_bytes, bytes);
+  }
+  __builtin_memset(out + row.pixels * bytes, 0, row.right * bytes);
+}
+
+int64_t edges_row_bytes(int64_t pixels, int64_t channels) { return kUnitBytes + row_bytes(pixels, channels); }
+
+// The prefix XOR of those units, behind the empty prefix.
+void stage_edges(const StageRow& row, uint8_t* out) {
+  const int64_t units = units_for(row.channels);
+  const int64_t words = words_for(row.channels);
+  __builtin_memset(out, 0, kUnitBytes + row.left * units * kUnitBytes);
+  out += kUnitBytes + row.left * units * kUnitBytes;
+  uint32_t prefix = 0;
+  for (int64_t p = 0; p < row.pixels; ++p) {
+    const Word* in = row.words + p * words;
+    int64_t u = 0;
+    for (; u + 2 <= units; u += 2, out += 2 * kUnitBytes) {
+      const Word word = in[u / 2];
+      const uint32_t first = prefix ^ static_cast<uint32_t>(word);
+      prefix ^= static_cast<uint32_t>(word) ^ static_cast<uint32_t>(word >> 32);
+      store_unit(out, first);
+      store_unit(out + kUnitBytes, prefix);
+    }
+    if (u < units) {
+      prefix ^= static_cast<uint32_t>(in[u / 2]);
+      store_unit(out, prefix);
+      out += kUnitBytes;
+    }
+  }
+  const __m512i rest = _mm512_set1_epi32(static_cast<int>(prefix));
+  for (int64_t left = row.right * units; left > 0; left -= kLanes, out += kLanes * kUnitBytes)
+    _mm512_mask_storeu_epi32(out, lanes_left(left < kLanes ? static_cast<int>(left) : kLanes), rest);
+}
+
+// ---- weights ----------------------------------------------------------------
+
+int64_t panel_bytes(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels) {
+  return runs * run_taps * units_for(tap_channels) * vectors_for(channels) * 64;
+}
+
+// [vector][run][unit][lane]: one unit of 16 channels side by side, lanes past `channels` zero.
+template <bool kEdges>
+void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps, int64_t tap_channels,
+                uint8_t* panel) {
   const int64_t units = units_for(tap_channels);
-  const int64_t words = words_for(tap_channels);
-  const int64_t unit_bytes = vectors_for(channels) * 64;
-  __builtin_memset(panel, 0, panel_bytes(channels, taps, tap_channels));
-  for (int n = 0; n < channels; ++n) {
-    for (int64_t t = 0; t < taps; ++t) {
-      const Word* row = weight + (n * taps + t) * words;
-      for (int64_t u = 0; u < units; ++u) {
-        const auto unit = static_cast<uint32_t>(row[u / 2] >> (32 * (u & 1)));
-        __builtin_memcpy(panel + (t * units + u) * unit_bytes + n * 4, &unit, sizeof unit);
+  const int64_t tap_bytes = words_for(tap_channels) * static_cast<int64_t>(sizeof(Word));
+  const int64_t channel_bytes = runs * run_taps * tap_bytes;
+  // At most 16 * 2^28 bits: the byte offsets fit 32 bits.
+  const __m512i rows = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(channel_bytes)),
+                                          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto* base = reinterpret_cast<const uint8_t*>(weight);
+  for (int n = 0; n < channels; n += kLanes, base += kLanes * channel_bytes) {
+    const __mmask16 lanes = lanes_left(channels - n);
+    const uint8_t* tap = base;
+    for (int64_t r = 0; r < runs; ++r) {
+      __m512i prefix = _mm512_setzero_si512();
+      for (int64_t t = 0; t < run_taps; ++t, tap += tap_bytes) {
+        for (int64_t u = 0; u < units; ++u, panel += 64) {
+          const __m512i unit =
+              _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, rows, tap + u * kUnitBytes, 1);
+          prefix = kEdges ? _mm512_xor_si512(prefix, unit) : unit;
+          _mm512_storeu_si512(panel, prefix);
+        }
       }
     }
   }
 }
 
-inline __m512i broadcast_unit(const uint8_t* p) {
-  int32_t unit;
-  __builtin_memcpy(&unit, p, sizeof unit);
-  return _mm512_set1_epi32(unit);
-}
+// ---- products ---------------------------------------------------------------
 
-// P pixels by V vectors of 16 channels, the accumulators in registers throughout.
-template <int P, int V>
-inline void tile(const Strip& s, int64_t first) {
-  __m512i acc[P][V];
+// Where the windows of the pixels of a tile begin. Three pointers and x86's addressing reach eight pixels.
+struct Windows {
+  const uint8_t* third[3];
+  int64_t pitch;
+
+  Windows(const uint8_t* a, int64_t pitch) : third{a, a + 3 * pitch, a + 6 * pitch}, pitch(pitch) {}
+  const uint8_t* operator[](int p) const { return third[p / 3] + p % 3 * pitch; }
+  void advance(int64_t bytes) {
+    for (const uint8_t*& a : third) a += bytes;
+  }
+};
+
+// Keeps an accumulator in the register it is in; left to itself, GCC 12 renames them all and copies or spills.
+inline void keep(__m512i& value) { asm("" : "+v"(value)); }
+
+// x of P pixels from `first` on by the 16 channels of one vector of weights.
+template <int P>
+inline void count_popcount(const Strip& s, int64_t first, const uint8_t* w, int64_t units, __m512i (&x)[P]) {
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[p][v] = _mm512_setzero_si512();
-
-  const int64_t units = units_for(s.tap_channels);
-  const uint8_t* w = s.panel;
-  for (int64_t t = 0; t < s.tap_count; ++t) {
-    const uint8_t* a = s.input + first * s.pixel_pitch + s.taps[t];
-    for (int64_t u = 0; u < units; ++u, a += 4, w += V * 64) {
-      __m512i weights[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);
+  for (int p = 0; p < P; ++p) x[p] = _mm512_setzero_si512();
+  for (int64_t r = 0; r < s.run_count; ++r) {
+    Windows a(s.input + first * s.pixel_pitch + s.runs[r], s.pixel_pitch);
+    for (int64_t u = 0; u < units; ++u, a.advance(kUnitBytes), w += 64) {
+      const __m512i weights = _mm512_loadu_si512(w);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        const __m512i bits = broadcast_unit(a + p * s.pixel_pitch);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-          acc[p][v] = _mm512_add_epi32(acc[p][v], _mm512_popcnt_epi32(_mm512_xor_si512(weights[v], bits)));
+        x[p] = _mm512_add_epi32(x[p], _mm512_popcnt_epi32(_mm512_xor_si512(weights, broadcast_unit(a[p]))));
+        keep(x[p]);
       }
     }
   }
+}
 
-  const __m128i shift = _mm_cvtsi32_si128(s.shift);
+// Two units of one pixel. Written out, because GCC 12 otherwise shuffles the states between registers at every turn of
+// the loop, at a tenth of the speed (Zen 4).
+inline void step_edges(__m512i& u, __m512i& falling, __m512i w1, __m512i w2, const uint8_t* a) {
+  struct [[gnu::may_alias, gnu::packed]] Unit {
+    uint32_t bits;
+  };
+  const auto* units = reinterpret_cast<const Unit*>(a);
+  __m512i u1, u2;
+  asm("vpxord %[a1]%{1to16%}, %[w1], %[u1]\n\t"
+      "vpxord %[a2]%{1to16%}, %[w2], %[u2]\n\t"
+      "vpternlogd $0x74, %[u2], %[u1], %[u]\n\t"  // falling edges: (u & ~u1) | (u1 & ~u2)
+      "vpopcntd %[u], %[u]\n\t"
+      "vpaddd %[u], %[falling], %[falling]\n\t"
+      "vmovdqa64 %[u2], %[u]"
+      : [u] "+v"(u), [falling] "+v"(falling), [u1] "=&v"(u1), [u2] "=&v"(u2)
+      : [w1] "v"(w1), [w2] "v"(w2), [a1] "m"(units[0]), [a2] "m"(units[1]));
+}
+
+// The same by edges; begins[p] holds the ones of u_first over all runs.
+template <int P>
+inline void count_edges(const Strip& s, int64_t first, const uint8_t* w, int64_t units, const int32_t (&begins)[P],
+                        __m512i (&x)[P]) {
+  __m512i falling[P], u[P];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
-    const int64_t pixel = first + p;
-    const int32_t* offsets = strip_offsets(s, pixel);
-    Word ones = 0;
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const int left = s.channels - v * kLanes;
-      const __mmask16 lanes = left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-      const __m512i offset = _mm512_maskz_loadu_epi32(lanes, offsets + v * kLanes);
-      if (s.kind == EpilogueKind::kBits) {
-        ones |= mask_bits(_mm512_cmple_epi32_mask(acc[p][v], offset)) << (v * kLanes);
-        continue;
-      }
-      const __m512i dot = _mm512_sub_epi32(offset, _mm512_sll_epi32(acc[p][v], shift));
-      const int64_t at = pixel * s.out_pitch + v * kLanes;
-      if (s.kind == EpilogueKind::kInt32) {
-        _mm512_mask_storeu_epi32(static_cast<int32_t*>(s.out) + at, lanes, dot);
-      } else {
-        const __m512 scaled =
-            _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_maskz_loadu_ps(lanes, s.scale + v * kLanes));
-        _mm512_mask_storeu_ps(static_cast<float*>(s.out) + at, lanes,
-                              _mm512_add_ps(scaled, _mm512_maskz_loadu_ps(lanes, s.bias + v * kLanes)));
+    falling[p] = _mm512_setzero_si512();
+    x[p] = _mm512_set1_epi32(-begins[p]);
+  }
+  for (int64_t r = 0; r < s.run_count; ++r) {
+    Windows a(s.input + first * s.pixel_pitch + s.runs[r], s.pixel_pitch);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      u[p] = broadcast_unit(a[p] - kUnitBytes);
+      keep(u[p]);
+    }
+    int64_t left = units;
+    for (; left >= 2; left -= 2, a.advance(2 * kUnitBytes), w += 128) {
+      const __m512i w1 = _mm512_loadu_si512(w), w2 = _mm512_loadu_si512(w + 64);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) step_edges(u[p], falling[p], w1, w2, a[p]);
+    }
+    if (left != 0) {
+      const __m512i w1 = _mm512_loadu_si512(w);
+      w += 64;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        const __m512i u1 = _mm512_xor_si512(w1, broadcast_unit(a[p]));
+        falling[p] = _mm512_add_epi32(falling[p], _mm512_popcnt_epi32(_mm512_andnot_si512(u1, u[p])));
+        u[p] = u1;
+        keep(u[p]);
+        keep(falling[p]);
       }
     }
-    if (s.kind == EpilogueKind::kBits) store_bits(s, pixel, ones);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      x[p] = _mm512_add_epi32(x[p], _mm512_popcnt_epi32(u[p]));
+      keep(x[p]);
+    }
   }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) x[p] = _mm512_add_epi32(x[p], _mm512_add_epi32(falling[p], falling[p]));
 }
 
-// Tiles of P pixels, then what is left in one smaller tile.
-template <int P, int V>
-void tiles(const Strip& s) {
-  int64_t p = 0;
-  for (; p + P <= s.pixels; p += P) tile<P, V>(s, p);
-  if constexpr (P == 8) {
-    if (s.pixels - p >= 4) tile<4, V>(s, p), p += 4;
-  }
-  switch (s.pixels - p) {
-    case 3: tile<3, V>(s, p); break;
-    case 2: tile<2, V>(s, p); break;
-    case 1: tile<1, V>(s, p); break;
-    default: break;
-  }
+// Stores what becomes of the dots of channels [16 * v, 16 * v + 16); their bits, where those are wanted beside.
+[[gnu::noinline]] Word store_dots(const Strip& s, int64_t p, int v, __m512i dot) {
+  const Epilogue& e = *s.epilogue;
+  const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
+  const int64_t n = s.first + v * kLanes;
+  if (e.kind == EpilogueKind::kFloat) return store_floats(e, s.out_channels, s.pixel + p, n, lanes, dot);
+  _mm512_mask_storeu_epi32(static_cast<int32_t*>(e.out) + (s.pixel + p) * s.out_channels + n, lanes, dot);
+  return 0;
 }
 
+// Writes 16 bits of a panel that has its output words to itself.
+inline void store_mask(Word* word, int v, __mmask16 mask) {
+  using Alias [[gnu::may_alias]] = uint16_t;
+  *(reinterpret_cast<Alias*>(word) + v) = mask;
+}
+
+inline __mmask16 load_mask(const Word* words, int v) {
+  uint16_t mask;
+  __builtin_memcpy(&mask, reinterpret_cast<const uint8_t*>(words) + 2 * v, sizeof mask);
+  return mask;
+}
+
+template <bool kEdges, int P>
+void tile(const Strip& s, int64_t first) {
+  const int64_t units = s.run_taps * units_for(s.tap_channels);
+  const int64_t vector_bytes = s.run_count * units * 64;
+  const int vectors = vectors_for(s.channels);
+  const Epilogue& e = *s.epilogue;
+  const int32_t* offsets[P];
+  int32_t begins[P] = {};
+  for (int p = 0; p < P; ++p) offsets[p] = strip_offsets(s, first + p);
+  if constexpr (kEdges) {
+    for (int64_t r = 0; r < s.run_count; ++r)
+      for (int p = 0; p < P; ++p)
+        begins[p] += __builtin_popcount(load_unit(s.input + (first + p) * s.pixel_pitch + s.runs[r] - kUnitBytes));
+  }
+  const auto count = [&](int v, __m512i(&x)[P]) {
+    if constexpr (kEdges) {
+      count_edges<P>(s, first, s.panel + v * vector_bytes, units, begins, x);
+    } else {
+      count_popcount<P>(s, first, s.panel + v * vector_bytes, units, x);
+    }
+  };
+  __m512i x[P];
+  if (e.kind == EpilogueKind::kBits && !s.merge) {
+    const int64_t pitch = words_for(s.out_channels);
+    Word* out = static_cast<Word*>(e.out) + (s.pixel + first) * pitch + s.first / kWordBits;
+    const Word* flips = e.flip == nullptr ? nullptr : e.flip + s.first / kWordBits;
+    for (int v = 0; v < vectors; ++v) {
+      count(v, x);
+      const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
+      const __mmask16 flip = flips == nullptr ? __mmask16{0} : load_mask(flips, v);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        const __mmask16 ones = _mm512_mask_cmple_epi32_mask(lanes, x[p], _mm512_loadu_si512(offsets[p] + v * kLanes));
+        store_mask(out + p * pitch, v, _kxor_mask16(ones, _kand_mask16(flip, lanes)));
+      }
+    }
+    for (int v = vectors; v < kPanelChannels / kLanes; ++v)
+      for (int p = 0; p < P; ++p) store_mask(out + p * pitch, v, 0);
+    return;
+  }
+  Word bits[P] = {};
+  for (int v = 0; v < vectors; ++v) {
+    count(v, x);
+    const __m128i shift = _mm_cvtsi32_si128(s.shift);
+    for (int p = 0; p < P; ++p) {
+      const __m512i offset = _mm512_loadu_si512(offsets[p] + v * kLanes);
+      const Word ones = e.kind == EpilogueKind::kBits
+                            ? mask_bits(_mm512_cmple_epi32_mask(x[p], offset))
+                            : store_dots(s, first + p, v, _mm512_sub_epi32(offset, _mm512_sll_epi32(x[p], shift)));
+      bits[p] |= ones << (v * kLanes);
+    }
+  }
+  const bool thresholded = e.kind == EpilogueKind::kBits;
+  Word* packed = thresholded ? static_cast<Word*>(e.out) : e.packed;
+  if (packed == nullptr) return;
+  for (int p = 0; p < P; ++p)
+    store_bits(packed, s.out_channels, s.pixel + first + p, s.first, s.channels, bits[p],
+               thresholded ? e.flip : nullptr, s.merge);
+}
+
+// Tiles of nearly equal widths: seven pixels twice rather than eight and six.
+template <bool kEdges>
 void strip(const Strip& s) {
-  switch (vectors_for(s.channels)) {
-    case 1: tiles<8, 1>(s); break;
-    case 2: tiles<8, 2>(s); break;
-    case 3: tiles<4, 3>(s); break;
-    default: tiles<4, 4>(s); break;
+  const int64_t tiles = (s.pixels + kTile - 1) / kTile;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = i * s.pixels / tiles;
+    switch ((i + 1) * s.pixels / tiles - first) {
+      case 8: tile<kEdges, 8>(s, first); break;
+      case 7: tile<kEdges, 7>(s, first); break;
+      case 6: tile<kEdges, 6>(s, first); break;
+      case 5: tile<kEdges, 5>(s, first); break;
+      case 4: tile<kEdges, 4>(s, first); break;
+      case 3: tile<kEdges, 3>(s, first); break;
+      case 2: tile<kEdges, 2>(s, first); break;
+      default: tile<kEdges, 1>(s, first); break;
+    }
   }
 }
 
 }  // namespace
 
-extern const XnorKernel xnor_avx512;
-const XnorKernel xnor_avx512 = {8, nullptr, panel_bytes, make_panel, strip};
+extern const StripKernel xnor_avx512_popcount, xnor_avx512_edges;
+const StripKernel xnor_avx512_popcount = {pixel_bytes, row_bytes,         0,           stage, true,
+                                          panel_bytes, make_panel<false>, strip<false>};
+const StripKernel xnor_avx512_edges = {pixel_bytes, edges_row_bytes, kUnitBytes,       stage_edges,
+                                       false,       panel_bytes,     make_panel<true>, strip<true>};
 
 }  // namespace bitnas::cpu

@@ -1,0 +1,79 @@
+#include "kernels/cpu/select.h"
+
+#include <atomic>
+#include <cstring>
+#include <iterator>
+
+#include "kernels/cpu/isa.h"
+
+namespace bitnas::cpu {
+
+// Defined in <family>_<isa>.cpp.
+extern const StripKernel xnor_scalar, xnor_avx2, xnor_avx512_popcount, xnor_avx512_edges;
+
+namespace {
+
+// Slowest first within an ISA: the last one is its best for large layers.
+constexpr Kernel kKernels[] = {
+    {"scalar", kScalar, &xnor_scalar, nullptr},
+#if defined(BITNAS_X86)
+    {"avx2_lookup", kAvx2, &xnor_avx2, nullptr},
+    {"avx512_popcount", kAvx512, &xnor_avx512_popcount, nullptr},
+    {"avx512_edges", kAvx512, &xnor_avx512_edges, nullptr},
+#endif
+};
+
+constexpr int kAuto = -1;
+
+std::atomic<int>& forced() {
+  static std::atomic<int> index{kAuto};
+  return index;
+}
+
+int find(const char* name) {
+  for (int i = 0; i < kernel_count(); ++i)
+    if (std::strcmp(kKernels[i].name, name) == 0) return i;
+  return kAuto;
+}
+
+// Every run costs avx512_edges a popcount and an addition more: from twelve units of 32 bits on it wins (measured, Zen 4).
+constexpr int64_t kEdgesFromBits = 12 * 32;
+
+const char* best(int isa, const Conv2dShape& s) {
+  switch (isa) {
+    case kAvx2: return "avx2_lookup";
+    case kAvx512: {
+      const int64_t tap_bits = (s.group_channels() + 31) / 32 * 32;
+      return run_taps(s) * tap_bits >= kEdgesFromBits ? "avx512_edges" : "avx512_popcount";
+    }
+    default: return "scalar";
+  }
+}
+
+}  // namespace
+
+int kernel_count() { return static_cast<int>(std::size(kKernels)); }
+const Kernel& kernel(int index) { return kKernels[index]; }
+
+bool kernel_supported(int index) { return index >= 0 && index < kernel_count() && isa_supported(kKernels[index].isa); }
+
+bool kernel_computes(int index, const Conv2dShape& shape) {
+  return kKernels[index].strip != nullptr || kKernels[index].tile->computes(shape);
+}
+
+int choose_kernel(int isa, const Conv2dShape& shape, int64_t positions) {
+  (void)positions;
+  const int wanted = forced().load(std::memory_order_relaxed);
+  if (wanted != kAuto && kKernels[wanted].isa == isa && kernel_computes(wanted, shape)) return wanted;
+  return find(best(isa, shape));
+}
+
+bool select_kernel(const char* name) {
+  const bool automatic = std::strcmp(name, "auto") == 0;
+  const int index = automatic ? kAuto : find(name);
+  if (!automatic && !kernel_supported(index)) return false;
+  forced().store(index, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace bitnas::cpu
