@@ -157,7 +157,7 @@ void Conv2dPlan::run_pointwise(int64_t task, std::vector<uint8_t>& scratch) cons
   const int64_t first = task / panel_chunks_ * kPointwisePixels;
   const int64_t pixels = std::min(kPointwisePixels, total - first);
   const Word* x = args_.x + first * words;
-  Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1};
+  Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1, nullptr};
   if (!kernel.words_as_they_are) {
     scratch.resize(kernel.row_bytes(pixels, s.channels));
     kernel.stage({x, pixels, 0, 0, s.channels, 1}, scratch.data());
@@ -198,6 +198,12 @@ void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const
     const int64_t tap = i * run_taps(s);
     runs[i] = tap / s.kernel_w * s.dilation_h * row_bytes + tap % s.kernel_w * s.dilation_w * pixel_bytes;
   }
+  std::vector<int64_t> units;
+  if (kernel.unit_bytes != 0 && run_count > 1) {
+    const int64_t run_bytes = run_taps(s) * kernel.pixel_bytes(s.group_channels());
+    for (const int64_t run : runs)
+      for (int64_t at = 0; at < run_bytes; at += kernel.unit_bytes) units.push_back(run + at);
+  }
 
   const int64_t left = std::min(s.padding_w, staged_columns);
   const int64_t copied = std::max<int64_t>(0, std::min(s.width, staged_columns - s.padding_w));
@@ -230,7 +236,7 @@ void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const
       for (int64_t oy = cut.row_begin; oy < cut.row_end; ++oy) {
         const uint8_t* row = staged + (oy - cut.row_begin) * s.stride_h * row_bytes;
         const int64_t row_class = row_class_.empty() ? 0 : row_class_[oy];
-        strip({row, s.stride_w * pixel_bytes, runs.data(), run_count}, group, panel, s.out_width,
+        strip({row, s.stride_w * pixel_bytes, runs.data(), run_count, units.data()}, group, panel, s.out_width,
               (cut.image * s.out_height + oy) * s.out_width,
               offsets_.data() + row_class * column_classes_ * s.out_channels,
               column_class_.empty() ? nullptr : column_class_.data());
@@ -247,6 +253,7 @@ void Conv2dPlan::strip(const Run& run, int64_t group, int64_t panel, int64_t pix
   strip.pixel_pitch = run.pixel_pitch;
   strip.runs = run.runs;
   strip.run_count = run.count;
+  strip.units = run.units;
   strip.run_taps = run_taps(s);
   strip.tap_channels = s.group_channels();
   strip.pixels = pixels;

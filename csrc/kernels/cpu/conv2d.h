@@ -30,6 +30,7 @@ class Conv2dPlan {
     int64_t pixel_pitch;
     const int64_t* runs;
     int64_t count;
+    const int64_t* units;
   };
   void strip(const Run& run, int64_t group, int64_t panel, int64_t pixels, int64_t out_pixel, const int32_t* offsets,
              const int32_t* position_class) const;

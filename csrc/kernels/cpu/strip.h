@@ -39,6 +39,7 @@ struct Strip {
   int64_t pixel_pitch;   // bytes from one position's window to the next one's
   const int64_t* runs;   // [run_count] byte offsets of the runs
   int64_t run_count;
+  const int64_t* units;  // byte offsets of every unit of all runs, where the kernel's unit_bytes asks and runs are many
   int64_t run_taps;      // taps of one run
   int64_t tap_channels;  // bits of one tap
   int64_t pixels;
@@ -70,6 +71,7 @@ struct StripKernel {
   int64_t lead_bytes;  // from where a staged row begins to its first pixel
   void (*stage)(const StageRow&, uint8_t* out);
   bool words_as_they_are;  // pixels of whole words need no staging where nothing is padded
+  int64_t unit_bytes;      // of what it broadcasts, to have Strip::units; else 0
   // Lays the weights [channels][runs][run_taps][words_for(tap_channels)] of one panel out.
   int64_t (*panel_bytes)(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels);
   void (*make_panel)(const Word* weight, int channels, int64_t runs, int64_t run_taps, int64_t tap_channels,

@@ -416,6 +416,6 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_avx2;
-const StripKernel xnor_avx2 = {pixel_bytes, row_bytes, 0, stage, false, panel_bytes, make_panel, strip};
+const StripKernel xnor_avx2 = {pixel_bytes, row_bytes, 0, stage, false, 0, panel_bytes, make_panel, strip};
 
 }  // namespace bitnas::cpu

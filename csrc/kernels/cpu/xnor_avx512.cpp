@@ -71,30 +71,22 @@ int64_t edges_row_bytes(int64_t pixels, int64_t channels) { return kUnitBytes + 
 
 // The prefix XOR of those units, behind the empty prefix.
 void stage_edges(const StageRow& row, uint8_t* out) {
-  const int64_t units = units_for(row.channels);
-  const int64_t words = words_for(row.channels);
-  __builtin_memset(out, 0, kUnitBytes + row.left * units * kUnitBytes);
-  out += kUnitBytes + row.left * units * kUnitBytes;
-  uint32_t prefix = 0;
-  for (int64_t p = 0; p < row.pixels; ++p) {
-    const Word* in = row.words + p * words;
-    int64_t u = 0;
-    for (; u + 2 <= units; u += 2, out += 2 * kUnitBytes) {
-      const Word word = in[u / 2];
-      const uint32_t first = prefix ^ static_cast<uint32_t>(word);
-      prefix ^= static_cast<uint32_t>(word) ^ static_cast<uint32_t>(word >> 32);
-      store_unit(out, first);
-      store_unit(out + kUnitBytes, prefix);
-    }
-    if (u < units) {
-      prefix ^= static_cast<uint32_t>(in[u / 2]);
-      store_unit(out, prefix);
-      out += kUnitBytes;
-    }
+  store_unit(out, 0);
+  out += kUnitBytes;
+  stage(row, out);
+  const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(kLanes - 1);
+  __m512i carry = zero;
+  for (int64_t left = (row.left + row.pixels + row.right) * units_for(row.channels); left > 0; left -= kLanes) {
+    const __mmask16 lanes = lanes_left(left < kLanes ? static_cast<int>(left) : kLanes);
+    __m512i x = _mm512_maskz_loadu_epi32(lanes, out);
+    x = _mm512_xor_si512(x, _mm512_alignr_epi32(x, zero, 15));
+    x = _mm512_xor_si512(x, _mm512_alignr_epi32(x, zero, 14));
+    x = _mm512_xor_si512(x, _mm512_alignr_epi32(x, zero, 12));
+    x = _mm512_xor_si512(_mm512_xor_si512(x, _mm512_alignr_epi32(x, zero, 8)), carry);
+    carry = _mm512_permutexvar_epi32(last, x);
+    _mm512_mask_storeu_epi32(out, lanes, x);
+    out += kLanes * kUnitBytes;
   }
-  const __m512i rest = _mm512_set1_epi32(static_cast<int>(prefix));
-  for (int64_t left = row.right * units; left > 0; left -= kLanes, out += kLanes * kUnitBytes)
-    _mm512_mask_storeu_epi32(out, lanes_left(left < kLanes ? static_cast<int>(left) : kLanes), rest);
 }
 
 // ---- weights ----------------------------------------------------------------
@@ -133,35 +125,38 @@ void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps
 
 // ---- products ---------------------------------------------------------------
 
-// Where the windows of the pixels of a tile begin. Three pointers and x86's addressing reach eight pixels.
-struct Windows {
+// Where the pixels of a tile are read. Three pointers and x86's addressing reach eight pixels.
+struct Pixels {
   const uint8_t* third[3];
   int64_t pitch;
 
-  Windows(const uint8_t* a, int64_t pitch) : third{a, a + 3 * pitch, a + 6 * pitch}, pitch(pitch) {}
+  Pixels(const uint8_t* a, int64_t pitch) : third{a, a + 3 * pitch, a + 6 * pitch}, pitch(pitch) {}
   const uint8_t* operator[](int p) const { return third[p / 3] + p % 3 * pitch; }
-  void advance(int64_t bytes) {
-    for (const uint8_t*& a : third) a += bytes;
+  Pixels at(int64_t offset) const {
+    Pixels moved = *this;
+    for (const uint8_t*& a : moved.third) a += offset;
+    return moved;
   }
 };
 
 // Keeps an accumulator in the register it is in; left to itself, GCC 12 renames them all and copies or spills.
 inline void keep(__m512i& value) { asm("" : "+v"(value)); }
 
-// x of P pixels from `first` on by the 16 channels of one vector of weights.
-template <int P>
+// x of P pixels from `first` on by the 16 channels of one vector of weights. One loop over all units of the window:
+// runs of few units are over before a loop of their own pays.
+template <int P, bool kOneRun>
 inline void count_popcount(const Strip& s, int64_t first, const uint8_t* w, int64_t units, __m512i (&x)[P]) {
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) x[p] = _mm512_setzero_si512();
-  for (int64_t r = 0; r < s.run_count; ++r) {
-    Windows a(s.input + first * s.pixel_pitch + s.runs[r], s.pixel_pitch);
-    for (int64_t u = 0; u < units; ++u, a.advance(kUnitBytes), w += 64) {
-      const __m512i weights = _mm512_loadu_si512(w);
+  const Pixels window(s.input + first * s.pixel_pitch + (kOneRun ? s.runs[0] : 0), s.pixel_pitch);
+  const int64_t count = kOneRun ? units : s.run_count * units;
+  for (int64_t u = 0; u < count; ++u, w += 64) {
+    const __m512i weights = _mm512_loadu_si512(w);
+    const Pixels a = window.at(kOneRun ? u * kUnitBytes : s.units[u]);
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        x[p] = _mm512_add_epi32(x[p], _mm512_popcnt_epi32(_mm512_xor_si512(weights, broadcast_unit(a[p]))));
-        keep(x[p]);
-      }
+    for (int p = 0; p < P; ++p) {
+      x[p] = _mm512_add_epi32(x[p], _mm512_popcnt_epi32(_mm512_xor_si512(weights, broadcast_unit(a[p]))));
+      keep(x[p]);
     }
   }
 }
@@ -195,14 +190,14 @@ inline void count_edges(const Strip& s, int64_t first, const uint8_t* w, int64_t
     x[p] = _mm512_set1_epi32(-begins[p]);
   }
   for (int64_t r = 0; r < s.run_count; ++r) {
-    Windows a(s.input + first * s.pixel_pitch + s.runs[r], s.pixel_pitch);
+    Pixels a(s.input + first * s.pixel_pitch + s.runs[r], s.pixel_pitch);
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       u[p] = broadcast_unit(a[p] - kUnitBytes);
       keep(u[p]);
     }
     int64_t left = units;
-    for (; left >= 2; left -= 2, a.advance(2 * kUnitBytes), w += 128) {
+    for (; left >= 2; left -= 2, a = a.at(2 * kUnitBytes), w += 128) {
       const __m512i w1 = _mm512_loadu_si512(w), w2 = _mm512_loadu_si512(w + 64);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) step_edges(u[p], falling[p], w1, w2, a[p]);
@@ -227,16 +222,6 @@ inline void count_edges(const Strip& s, int64_t first, const uint8_t* w, int64_t
   }
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) x[p] = _mm512_add_epi32(x[p], _mm512_add_epi32(falling[p], falling[p]));
-}
-
-// Stores what becomes of the dots of channels [16 * v, 16 * v + 16); their bits, where those are wanted beside.
-[[gnu::noinline]] Word store_dots(const Strip& s, int64_t p, int v, __m512i dot) {
-  const Epilogue& e = *s.epilogue;
-  const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
-  const int64_t n = s.first + v * kLanes;
-  if (e.kind == EpilogueKind::kFloat) return store_floats(e, s.out_channels, s.pixel + p, n, lanes, dot);
-  _mm512_mask_storeu_epi32(static_cast<int32_t*>(e.out) + (s.pixel + p) * s.out_channels + n, lanes, dot);
-  return 0;
 }
 
 // Writes 16 bits of a panel that has its output words to itself.
@@ -268,8 +253,10 @@ void tile(const Strip& s, int64_t first) {
   const auto count = [&](int v, __m512i(&x)[P]) {
     if constexpr (kEdges) {
       count_edges<P>(s, first, s.panel + v * vector_bytes, units, begins, x);
+    } else if (s.run_count == 1) {
+      count_popcount<P, true>(s, first, s.panel + v * vector_bytes, units, x);
     } else {
-      count_popcount<P>(s, first, s.panel + v * vector_bytes, units, x);
+      count_popcount<P, false>(s, first, s.panel + v * vector_bytes, units, x);
     }
   };
   __m512i x[P];
@@ -291,16 +278,34 @@ void tile(const Strip& s, int64_t first) {
       for (int p = 0; p < P; ++p) store_mask(out + p * pitch, v, 0);
     return;
   }
+  const __m128i shift = _mm_cvtsi32_si128(s.shift);
+  const auto dot = [&](int p, int v) {
+    return _mm512_sub_epi32(_mm512_loadu_si512(offsets[p] + v * kLanes), _mm512_sll_epi32(x[p], shift));
+  };
+  if (e.kind == EpilogueKind::kInt32) {
+    int32_t* out = static_cast<int32_t*>(e.out) + (s.pixel + first) * s.out_channels + s.first;
+    for (int v = 0; v < vectors; ++v) {
+      count(v, x);
+      const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) _mm512_mask_storeu_epi32(out + p * s.out_channels + v * kLanes, lanes, dot(p, v));
+    }
+    return;
+  }
   Word bits[P] = {};
   for (int v = 0; v < vectors; ++v) {
     count(v, x);
-    const __m128i shift = _mm_cvtsi32_si128(s.shift);
-    for (int p = 0; p < P; ++p) {
-      const __m512i offset = _mm512_loadu_si512(offsets[p] + v * kLanes);
-      const Word ones = e.kind == EpilogueKind::kBits
-                            ? mask_bits(_mm512_cmple_epi32_mask(x[p], offset))
-                            : store_dots(s, first + p, v, _mm512_sub_epi32(offset, _mm512_sll_epi32(x[p], shift)));
-      bits[p] |= ones << (v * kLanes);
+    const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
+    if (e.kind == EpilogueKind::kFloat) {
+      __m512i dots[P];
+      for (int p = 0; p < P; ++p) dots[p] = dot(p, v);
+      for (int p = 0; p < P; ++p)
+        bits[p] |= store_floats(e, s.out_channels, s.pixel + first + p, s.first + v * kLanes, lanes, dots[p])
+                   << (v * kLanes);
+    } else {
+      for (int p = 0; p < P; ++p)
+        bits[p] |= mask_bits(_mm512_cmple_epi32_mask(x[p], _mm512_loadu_si512(offsets[p] + v * kLanes)))
+                   << (v * kLanes);
     }
   }
   const bool thresholded = e.kind == EpilogueKind::kBits;
@@ -333,9 +338,9 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_avx512_popcount, xnor_avx512_edges;
-const StripKernel xnor_avx512_popcount = {pixel_bytes, row_bytes,         0,           stage, true,
+const StripKernel xnor_avx512_popcount = {pixel_bytes, row_bytes,         0,           stage, true, kUnitBytes,
                                           panel_bytes, make_panel<false>, strip<false>};
-const StripKernel xnor_avx512_edges = {pixel_bytes, edges_row_bytes, kUnitBytes,       stage_edges,
-                                       false,       panel_bytes,     make_panel<true>, strip<true>};
+const StripKernel xnor_avx512_edges = {pixel_bytes, edges_row_bytes, kUnitBytes,       stage_edges, false,
+                                       0,           panel_bytes,     make_panel<true>, strip<true>};
 
 }  // namespace bitnas::cpu

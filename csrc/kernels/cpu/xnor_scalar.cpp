@@ -76,6 +76,6 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_scalar;
-const StripKernel xnor_scalar = {pixel_bytes, row_bytes, 0, stage, true, panel_bytes, make_panel, strip};
+const StripKernel xnor_scalar = {pixel_bytes, row_bytes, 0, stage, true, 0, panel_bytes, make_panel, strip};
 
 }  // namespace bitnas::cpu
