@@ -17,7 +17,11 @@ namespace {
 constexpr Isa kTable[] = {
     {"scalar", [] { return true; }, pack_scalar},
 #if defined(BITNAS_X86)
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }, pack_avx2},
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
+     },
+     pack_avx2},
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,9 +1,9 @@
 #include "kernels/cpu/prepared.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cpu/select.h"
 
@@ -59,23 +59,18 @@ int64_t group_bytes(const StripKernel& kernel, const Conv2dShape& s) {
   return last * panel_bytes(kernel, s, kPanelChannels) + panel_bytes(kernel, s, panel_channels(s, last));
 }
 
-void make_ones_table(const Conv2dShape& s, const Word* weight, int32_t* table) {
-  const int64_t words = words_for(s.group_channels());
-  const int64_t columns = s.kernel_w + 1;
+void make_ones_table(const StripKernel& kernel, const Conv2dShape& s, const Word* weight, int32_t* table) {
+  const int64_t taps = s.taps(), columns = s.kernel_w + 1;
+  std::vector<int32_t> ones(s.out_channels * taps);
+  kernel.count_ones(weight, s.out_channels * taps, words_for(s.group_channels()), ones.data());
   std::memset(table, 0, table_bytes(s));
-  for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
-    for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
-      const int32_t* above = table + (ky * columns + kx + 1) * s.out_channels;
-      const int32_t* left = table + ((ky + 1) * columns + kx) * s.out_channels;
-      const int32_t* corner = table + (ky * columns + kx) * s.out_channels;
-      int32_t* here = table + ((ky + 1) * columns + kx + 1) * s.out_channels;
-      for (int64_t n = 0; n < s.out_channels; ++n) {
-        const Word* tap = weight + ((n * s.kernel_h + ky) * s.kernel_w + kx) * words;
-        int32_t ones = 0;
-        for (int64_t i = 0; i < words; ++i) ones += std::popcount(tap[i]);
-        here[n] = above[n] + left[n] - corner[n] + ones;
-      }
-    }
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t ky = tap / s.kernel_w, kx = tap % s.kernel_w;
+    const int32_t* above = table + (ky * columns + kx + 1) * s.out_channels;
+    const int32_t* left = table + ((ky + 1) * columns + kx) * s.out_channels;
+    const int32_t* corner = table + (ky * columns + kx) * s.out_channels;
+    int32_t* here = table + ((ky + 1) * columns + kx + 1) * s.out_channels;
+    for (int64_t n = 0; n < s.out_channels; ++n) here[n] = above[n] + left[n] - corner[n] + ones[n * taps + tap];
   }
 }
 
@@ -93,7 +88,7 @@ void Prepared::prepare(int kernel_index, const Conv2dShape& shape, const Word* w
   const Header header = header_for(kernel_index, shape);
   std::memcpy(out, &header, sizeof header);
   if (k.tile != nullptr) return k.tile->prepare(shape, weight, out + sizeof(Header));
-  make_ones_table(shape, weight, reinterpret_cast<int32_t*>(out + sizeof(Header)));
+  make_ones_table(*k.strip, shape, weight, reinterpret_cast<int32_t*>(out + sizeof(Header)));
   uint8_t* panel = out + sizeof(Header) + table_bytes(shape);
   const int64_t channel_words = shape.taps() * words_for(shape.group_channels());
   for (int64_t g = 0; g < shape.groups; ++g) {

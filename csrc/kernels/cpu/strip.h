@@ -72,6 +72,8 @@ struct StripKernel {
   void (*stage)(const StageRow&, uint8_t* out);
   bool words_as_they_are;  // pixels of whole words need no staging where nothing is padded
   int64_t unit_bytes;      // of what it broadcasts, to have Strip::units; else 0
+  // ones[i] of `count` rows of that many words.
+  void (*count_ones)(const Word* rows, int64_t count, int64_t words, int32_t* ones);
   // Lays the weights [channels][runs][run_taps][words_for(tap_channels)] of one panel out.
   int64_t (*panel_bytes)(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels);
   void (*make_panel)(const Word* weight, int channels, int64_t runs, int64_t run_taps, int64_t tap_channels,

@@ -93,6 +93,14 @@ void stage(const StageRow& row, uint8_t* out) {
 
 // ---- weights ----------------------------------------------------------------
 
+void count_ones(const Word* rows, int64_t count, int64_t words, int32_t* ones) {
+  for (int64_t i = 0; i < count; ++i, rows += words) {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < words; ++j) sum += _mm_popcnt_u64(rows[j]);
+    ones[i] = static_cast<int32_t>(sum);
+  }
+}
+
 int64_t panel_bytes(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels) {
   return runs * run_taps * nibbles_for(tap_channels) * vectors_for(channels) * kLanes;
 }
@@ -355,8 +363,7 @@ inline Word threshold(const uint16_t* x, const Limits& limits, int channels) {
 }
 
 // Of the pixel `p` of the strip; `wide` may be null.
-inline void finish(const Strip& s, int64_t p, const uint16_t* narrow, const int32_t* wide) {
-  const Epilogue& e = *s.epilogue;
+inline void finish(const Strip& s, const Epilogue& e, int64_t p, const uint16_t* narrow, const int32_t* wide) {
   const int32_t* offsets = strip_offsets(s, p);
   const __m128i shift = _mm_cvtsi32_si128(s.shift);
   const int64_t pixel = s.pixel + p;
@@ -374,7 +381,12 @@ inline void finish(const Strip& s, int64_t p, const uint16_t* narrow, const int3
     const __m256i dot = _mm256_sub_epi32(offset, _mm256_sll_epi32(x, shift));
     const int64_t channel = s.first + n, at = pixel * s.out_channels + channel;
     if (e.kind == EpilogueKind::kInt32) {
-      _mm256_maskstore_epi32(static_cast<int32_t*>(e.out) + at, first_lanes(left), dot);
+      int32_t* out = static_cast<int32_t*>(e.out) + at;
+      if (left >= 8) {
+        store(out, dot);
+      } else {
+        _mm256_maskstore_epi32(out, first_lanes(left), dot);  // slow on AMD
+      }
     } else if (left >= 8) {
       bits |= static_cast<Word>(store_floats(e, at, channel, dot)) << n;
     } else {
@@ -395,14 +407,14 @@ inline void finish(const Strip& s, int64_t p, const uint16_t* narrow, const int3
 template <int Pairs, int V>
 void tile(const Strip& s, int64_t first, Limits& limits) {
   const bool wide = s.run_count * s.run_taps * nibbles_for(s.tap_channels) * 4 > kSpillBits;
-  const Epilogue& e = *s.epilogue;
+  const Epilogue e = *s.epilogue;  // a copy, which no store can be taken to change
   Counts<Pairs, V> counts;
   if (wide) __builtin_memset(counts.wide, 0, sizeof counts.wide);
   accumulate<Pairs, V>(s, first, wide, counts);
   const int64_t pixels = s.pixels - first < 2 * Pairs ? s.pixels - first : 2 * Pairs;
   for (int64_t p = 0; p < pixels; ++p) {
     if (e.kind != EpilogueKind::kBits || wide) {
-      finish(s, first + p, counts.narrow[p], wide ? counts.wide[p] : nullptr);
+      finish(s, e, first + p, counts.narrow[p], wide ? counts.wide[p] : nullptr);
       continue;
     }
     limits.set(strip_offsets(s, first + p));
@@ -428,6 +440,6 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_avx2;
-const StripKernel xnor_avx2 = {pixel_bytes, row_bytes, 0, stage, false, 0, panel_bytes, make_panel, strip};
+const StripKernel xnor_avx2 = {pixel_bytes, row_bytes, 0, stage, false, 0, count_ones, panel_bytes, make_panel, strip};
 
 }  // namespace bitnas::cpu

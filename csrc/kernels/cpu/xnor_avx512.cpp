@@ -91,6 +91,17 @@ void stage_edges(const StageRow& row, uint8_t* out) {
 
 // ---- weights ----------------------------------------------------------------
 
+void count_ones(const Word* rows, int64_t count, int64_t words, int32_t* ones) {
+  for (int64_t i = 0; i < count; ++i, rows += words) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t j = 0; j < words; j += 8) {
+      const __mmask8 lanes = words - j >= 8 ? 0xff : static_cast<__mmask8>((1u << (words - j)) - 1);
+      sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_maskz_loadu_epi64(lanes, rows + j)));
+    }
+    ones[i] = static_cast<int32_t>(_mm512_reduce_add_epi64(sum));
+  }
+}
+
 int64_t panel_bytes(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels) {
   return runs * run_taps * units_for(tap_channels) * vectors_for(channels) * 64;
 }
@@ -293,14 +304,15 @@ void tile(const Strip& s, int64_t first) {
     return;
   }
   Word bits[P] = {};
+  const Epilogue own = e;  // which no store can be taken to change
   for (int v = 0; v < vectors; ++v) {
     count(v, x);
     const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
-    if (e.kind == EpilogueKind::kFloat) {
+    if (own.kind == EpilogueKind::kFloat) {
       __m512i dots[P];
       for (int p = 0; p < P; ++p) dots[p] = dot(p, v);
       for (int p = 0; p < P; ++p)
-        bits[p] |= store_floats(e, s.out_channels, s.pixel + first + p, s.first + v * kLanes, lanes, dots[p])
+        bits[p] |= store_floats(own, s.out_channels, s.pixel + first + p, s.first + v * kLanes, lanes, dots[p])
                    << (v * kLanes);
     } else {
       for (int p = 0; p < P; ++p)
@@ -338,9 +350,9 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_avx512_popcount, xnor_avx512_edges;
-const StripKernel xnor_avx512_popcount = {pixel_bytes, row_bytes,         0,           stage, true, kUnitBytes,
-                                          panel_bytes, make_panel<false>, strip<false>};
-const StripKernel xnor_avx512_edges = {pixel_bytes, edges_row_bytes, kUnitBytes,       stage_edges, false,
-                                       0,           panel_bytes,     make_panel<true>, strip<true>};
+const StripKernel xnor_avx512_popcount = {
+    pixel_bytes, row_bytes, 0, stage, true, kUnitBytes, count_ones, panel_bytes, make_panel<false>, strip<false>};
+const StripKernel xnor_avx512_edges = {pixel_bytes, edges_row_bytes, kUnitBytes,  stage_edges,      false,
+                                       0,           count_ones,      panel_bytes, make_panel<true>, strip<true>};
 
 }  // namespace bitnas::cpu

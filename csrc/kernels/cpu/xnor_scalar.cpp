@@ -30,6 +30,13 @@ void stage(const StageRow& row, uint8_t* out) {
   __builtin_memset(out + (row.left + row.pixels) * bytes, 0, row.right * bytes);
 }
 
+void count_ones(const Word* rows, int64_t count, int64_t words, int32_t* ones) {
+  for (int64_t i = 0; i < count; ++i, rows += words) {
+    ones[i] = 0;
+    for (int64_t j = 0; j < words; ++j) ones[i] += popcount(rows[j]);
+  }
+}
+
 int64_t panel_bytes(int channels, int64_t runs, int64_t run_taps, int64_t tap_channels) {
   return channels * runs * run_taps * pixel_bytes(tap_channels);
 }
@@ -76,6 +83,6 @@ void strip(const Strip& s) {
 }  // namespace
 
 extern const StripKernel xnor_scalar;
-const StripKernel xnor_scalar = {pixel_bytes, row_bytes, 0, stage, true, 0, panel_bytes, make_panel, strip};
+const StripKernel xnor_scalar = {pixel_bytes, row_bytes, 0, stage, true, 0, count_ones, panel_bytes, make_panel, strip};
 
 }  // namespace bitnas::cpu
