@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/conv2d.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/pages.h"
 #include "kernels/cpu/select.h"
 #include "ops/dots.h"
 
@@ -75,6 +76,14 @@ std::string prepared_kernel(const Tensor& prepared) {
   return cpu::Prepared::kernel_name(data<uint8_t>(prepared), prepared.numel());
 }
 
+int64_t output_bytes(const Conv2dArgs& args) {
+  const Conv2dShape& s = args.shape;
+  const int64_t pixels = s.images * s.out_height * s.out_width;
+  if (args.epilogue.kind == EpilogueKind::kBits) return pixels * words_for(s.out_channels) * 8;
+  const bool wide = args.epilogue.kind == EpilogueKind::kInt32 || args.epilogue.type == FloatType::kFloat32;
+  return pixels * s.out_channels * (wide ? 4 : 2);
+}
+
 // Bytes that begin at a multiple of 64, kept between calls of one thread.
 uint8_t* aligned_scratch(int64_t bytes) {
   static thread_local std::vector<uint8_t> scratch;
@@ -96,6 +105,7 @@ void run_conv2d(const Conv2dArgs& args, const Tensor&, const Tensor& weight, con
     cpu::Prepared::prepare(kernel, s, data<Word>(weight), made);
     weights = cpu::Prepared::view(made, bytes, s);
   }
+  cpu::advise_huge_pages(args.epilogue.out, output_bytes(args));
   const cpu::Conv2dPlan plan(args, weights, torch::stable::get_num_threads());
   split(plan.tasks(), 1, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<uint8_t> scratch;
