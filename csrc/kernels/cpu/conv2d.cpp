@@ -32,6 +32,19 @@ std::vector<TapInterval> classify(int64_t outputs, int64_t stride, int64_t paddi
   return classes;
 }
 
+// Offsets of one border class, ±1 (padding.h): a, b, d, e are the corners of the valid taps in the summed-area table.
+void sign_offsets(int32_t valid, const int32_t* __restrict all, const int32_t* __restrict a,
+                  const int32_t* __restrict b, const int32_t* __restrict d, const int32_t* __restrict e, int64_t n,
+                  int32_t* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = valid + 2 * (all[i] - (a[i] - b[i] - d[i] + e[i]));
+}
+
+// dot >= t  <=>  offset - step * x >= t  <=>  x <= floor((offset - t) / step)
+void offsets_to_limits(const int32_t* __restrict threshold, int shift, int64_t n, int32_t* __restrict out) {
+  constexpr auto kLimit = static_cast<int32_t>(kMaxDot);
+  for (int64_t i = 0; i < n; ++i) out[i] = (out[i] - std::clamp(threshold[i], -kLimit - 1, kLimit + 1)) >> shift;
+}
+
 // Channels [first, first + count) of each pixel as words of their own, tail bits zero.
 void slice_channels(const Word* pixels, int64_t pixel_count, int64_t pixel_words, int64_t first, int64_t count,
                     Word* out) {
@@ -111,22 +124,13 @@ void Conv2dPlan::make_offsets() {
     for (const TapInterval& c : cols) {
       if (sign) {
         const auto valid = static_cast<int32_t>((r.end - r.begin) * (c.end - c.begin) * s.group_channels());
-        const int32_t* a = ones + (r.end * columns + c.end) * n;
-        const int32_t* b = ones + (r.begin * columns + c.end) * n;
-        const int32_t* d = ones + (r.end * columns + c.begin) * n;
-        const int32_t* e = ones + (r.begin * columns + c.begin) * n;
-        for (int64_t i = 0; i < n; ++i) out[i] = valid + 2 * (all[i] - (a[i] - b[i] - d[i] + e[i]));
+        const auto corner = [&](int64_t ky, int64_t kx) { return ones + (ky * columns + kx) * n; };
+        sign_offsets(valid, all, corner(r.end, c.end), corner(r.begin, c.end), corner(r.end, c.begin),
+                     corner(r.begin, c.begin), n, out);
       } else {
         std::copy(all, all + n, out);
       }
-      if (args_.epilogue.kind == EpilogueKind::kBits) {
-        // dot >= t  <=>  offset - step * x >= t  <=>  x <= floor((offset - t) / step)
-        constexpr auto kLimit = static_cast<int32_t>(kMaxDot);
-        for (int64_t i = 0; i < n; ++i) {
-          const int32_t t = std::clamp(args_.epilogue.threshold[i], -kLimit - 1, kLimit + 1);
-          out[i] = (out[i] - t) >> (sign ? 1 : 0);
-        }
-      }
+      if (args_.epilogue.kind == EpilogueKind::kBits) offsets_to_limits(args_.epilogue.threshold, sign ? 1 : 0, n, out);
       out += n;
     }
   }
