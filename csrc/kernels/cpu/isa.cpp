@@ -5,6 +5,10 @@
 #include <cstring>
 #include <iterator>
 
+#if defined(BITNAS_X86)
+#include "kernels/cpu/amx_permission.h"
+#endif
+
 namespace bitnas::cpu {
 
 // Defined in <family>_<isa>.cpp.
@@ -14,6 +18,13 @@ void pack_avx512(const PackArgs&, int64_t, int64_t);
 
 namespace {
 
+#if defined(BITNAS_X86)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq");
+}
+#endif
+
 constexpr Isa kTable[] = {
     {"scalar", [] { return true; }, pack_scalar},
 #if defined(BITNAS_X86)
@@ -22,12 +33,9 @@ constexpr Isa kTable[] = {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
      },
      pack_avx2},
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq");
-     },
-     pack_avx512},
+    {"avx512", has_avx512, pack_avx512},
+    // Its kernels' epilogues, and what it leaves to others, are AVX-512.
+    {"amx", [] { return has_avx512() && amx_permitted(); }, pack_avx512},
 #endif
 };
 

@@ -12,7 +12,7 @@ struct Isa {
   PackFn pack;
 };
 
-enum IsaRow : int { kScalar, kAvx2, kAvx512 };
+enum IsaRow : int { kScalar, kAvx2, kAvx512, kAmx };
 
 // Rows of the table, slowest first. "scalar" is row 0 and always supported.
 int isa_count();

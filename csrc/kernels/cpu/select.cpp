@@ -10,6 +10,7 @@ namespace bitnas::cpu {
 
 // Defined in <family>_<isa>.cpp.
 extern const StripKernel xnor_scalar, xnor_avx2, xnor_avx512_popcount, xnor_avx512_edges;
+extern const TileKernel amx_direct, amx_bits, amx_winograd1d, amx_winograd2d;
 
 namespace {
 
@@ -20,6 +21,10 @@ constexpr Kernel kKernels[] = {
     {"avx2_lookup", kAvx2, &xnor_avx2, nullptr},
     {"avx512_popcount", kAvx512, &xnor_avx512_popcount, nullptr},
     {"avx512_edges", kAvx512, &xnor_avx512_edges, nullptr},
+    {"amx_direct", kAmx, nullptr, &amx_direct},
+    {"amx_bits", kAmx, nullptr, &amx_bits},
+    {"amx_winograd1d", kAmx, nullptr, &amx_winograd1d},
+    {"amx_winograd2d", kAmx, nullptr, &amx_winograd2d},
 #endif
 };
 
@@ -43,13 +48,32 @@ bool edges_win(int64_t runs, int64_t run_units) {
   return 5 * units + 4 * runs + 18 < 6 * units;
 }
 
-const char* best(int isa, const Conv2dShape& s) {
+const char* best_avx512(const Conv2dShape& s) {
+  const int64_t run_units = run_taps(s) * ((s.group_channels() + 31) / 32);
+  return edges_win(s.taps() / run_taps(s), run_units) ? "avx512_edges" : "avx512_popcount";
+}
+
+// Bounds read off prototypes' times on ResNet-18's and VGG-small's layers (Granite Rapids, two cores). No machine with
+// AMX has confirmed them for these kernels yet.
+const char* best_amx(const Conv2dShape& s, int64_t positions) {
+  constexpr int64_t kTile = 16;                // fewer positions leave most of the tile unit idle
+  constexpr int64_t kFew = 128;                // positions that do not repay reading int8 weights from L3
+  constexpr int64_t kMany = 1024;              // positions that repay the fourfold weights of F(4x4, 3x3)
+  constexpr int64_t kInL2 = int64_t{1} << 20;  // bytes of int8 weights
+  const int64_t channels = s.group_channels(), outputs = s.group_out_channels();
+  const bool large = s.taps() * channels * outputs > kInL2;
+  if (positions == 0) positions = large ? kFew / 2 : kFew;  // one image, deep in a network or early
+  if (positions < kTile) return best_avx512(s);
+  if (amx_winograd2d.computes(s) && channels >= 256 && large && positions >= kMany) return "amx_winograd2d";
+  if (amx_winograd1d.computes(s) && channels >= 128 && positions >= kFew) return "amx_winograd1d";
+  return large && positions < kFew ? "amx_bits" : "amx_direct";
+}
+
+const char* best(int isa, const Conv2dShape& s, int64_t positions) {
   switch (isa) {
     case kAvx2: return "avx2_lookup";
-    case kAvx512: {
-      const int64_t run_units = run_taps(s) * ((s.group_channels() + 31) / 32);
-      return edges_win(s.taps() / run_taps(s), run_units) ? "avx512_edges" : "avx512_popcount";
-    }
+    case kAvx512: return best_avx512(s);
+    case kAmx: return best_amx(s, positions);
     default: return "scalar";
   }
 }
@@ -66,10 +90,9 @@ bool kernel_computes(int index, const Conv2dShape& shape) {
 }
 
 int choose_kernel(int isa, const Conv2dShape& shape, int64_t positions) {
-  (void)positions;
   const int wanted = forced().load(std::memory_order_relaxed);
   if (wanted != kAuto && kKernels[wanted].isa == isa && kernel_computes(wanted, shape)) return wanted;
-  return find(best(isa, shape));
+  return find(best(isa, shape, positions));
 }
 
 bool select_kernel(const char* name) {
