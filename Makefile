@@ -9,10 +9,10 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard too
 CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES := bitnas tests tools bench setup.py
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-# Wherever an nvcc of CUDA 12 or newer is, the CUDA kernels are compiled, GPU or not; the model of a GPU that runs them on
-# the CPU needs none.
+# Wherever an nvcc of CUDA 12 or newer is, the CUDA kernels are compiled, GPU or not; the models that run them and the AMX
+# kernels on any CPU with AVX-512 need nothing.
 HAS_NVCC := $(if $(NVCC),$(shell $(NVCC) --version | grep -oE 'release (1[2-9]|[2-9][0-9])'))
-CMAKE_OPTIONS := -DBITNAS_CUDA=$(if $(HAS_NVCC),ON,OFF) -DBITNAS_CUDA_MODEL=ON
+CMAKE_OPTIONS := -DBITNAS_CUDA=$(if $(HAS_NVCC),ON,OFF) -DBITNAS_CUDA_MODEL=ON -DBITNAS_AMX_MODEL=ON
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all test-cuda-model test-cuda lint format bench bench-cuda cuda-compile setup clean
@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits
 test: $(INSTALLED)  ## the default tests, about two minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: $(INSTALLED)  ## also the long ones (50,000 shapes per instruction set and thread count, more kills)
+test-all: $(INSTALLED)  ## also the long ones (100,000 shapes per instruction set, a grid of 50,000 small ones, sanitizers, more kills)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 test-cuda-model: $(INSTALLED)  ## without a GPU, the long ones too: the CUDA sources on the model of one, and their machine code
