@@ -47,8 +47,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(PY_FILES)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(INSTALLED)  ## convolution layers against float32, bfloat16 and int8; writes bench/results/<machine>.json
+bench: $(INSTALLED)  ## layers against float32, bfloat16 and int8, matrix products against 1-bit peers; writes bench/results
 	$(BIN)/python bench/bench_conv2d.py
+	$(BIN)/python bench/bench_gemm.py
 
 cuda-compile: $(INSTALLED)  ## without a GPU: what became of every CUDA kernel on every architecture
 	$(if $(HAS_NVCC),,$(error cuda-compile needs nvcc of CUDA 12 or newer: put it on PATH or name it in CUDACXX))

@@ -1,114 +1,118 @@
 """The binary convolutions of ResNet-18 and VGG-small against torch's float32, bfloat16 and int8, per instruction set.
 
-Each instruction set runs in a process of its own, because torch, oneDNN and FBGEMM read their limits once, when they
-are loaded: a comparison is fair only when both sides may use the same instructions. Run nothing else on the machine
-meanwhile.
+Bits in, bits out. All peers of a layer run in one process and in turns, with warm caches and with cold ones (as inside
+a network: bitnas/cost/cpu_timing.py says how), on one thread and on two. float32 and bfloat16 are the faster of eager
+channels_last and oneDNN with prepacked weights, int8 the fastest quantized engine; rows keep the times of all. torch,
+oneDNN and FBGEMM are held to the instructions that bitnas may use. The bound is what the main loop of that
+instruction set's kernels does with its operands in the L1 (cpu_peaks.cpp), measured in the same run. No 1-bit peer is
+there to compare with: published ones that are fast compute matrix products (bench_gemm.py).
+
+Prints tables, means, where binary loses and which goals are reached; writes <machine>-conv2d.json and pictures, or
+<machine>-conv2d.partial.json when it is interrupted. Run nothing else on the machine meanwhile.
 """
 
 import argparse
-import json
-import os
-import re
-import subprocess
+import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cpu_runs
+from cpu_goals import CONV2D_GOALS, NETWORKS, Row
+from cpu_peaks import describe, measure_peaks
+from cpu_report import groups_of, publish, rows_table, with_bound
+
+from bitnas.cli.progress import ProgressView
+from bitnas.cost.bench import PEERS, Layer, bench_layers, read_shapes
 from bitnas.cost.machine import TORCH_LIMITS
 
-RESULTS = Path(__file__).parent / "results"
+KEYS = ("isa", "network", "batch", "threads")
 
-# The shipped layer lists and the batch sizes they are timed at.
-NETWORKS = {"resnet18": (1, 32), "vgg_small": (1, 64)}
+# Bits of a number, by who computes with them.
+BITS = {"bitnas": 1, "float32": 32, "bfloat16": 16, "int8": 8}
+
+# Peers that torch only emulates on an instruction set: most of the time would be theirs (Zen 4: six times float32's).
+EMULATED = {"scalar": {"bfloat16": "torch only emulates it on these instructions"}}
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs in the child: one entry per network and batch size."""
+def measure(options: argparse.Namespace) -> None:
+    """In the process of one instruction set: says rows as they come."""
     from bitnas import ops
-    from bitnas.cost.bench import bench_layers, read_shapes
 
-    isa, runs = ops.cpu_isa(), []
-    for network, batches in NETWORKS.items():
-        for batch in batches[:1] if options.quick else batches:
-            layers = read_shapes(network)[: 2 if options.quick else None]
-            result = bench_layers(
-                layers, batches=(batch,), threads=(options.threads,), seconds=options.seconds, progress=report_progress
-            )
-            runs.append({"isa": isa, "network": network, "batch": batch, **result})
-    return runs
-
-
-def report_progress(done: int, total: int, what: str) -> None:
-    print(f"\r{done}/{total} {what:40}", end="" if done < total else "\r", file=sys.stderr, flush=True)
-
-
-def run_child(isa: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    held = TORCH_LIMITS[isa]
-    command = [sys.executable, __file__, "--child", f"--seconds={options.seconds}", f"--threads={options.threads}"]
-    command += ["--quick"] * options.quick
-    environment = {**os.environ, **held, "BITNAS_ISA": isa}
-    child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return [{**run, "torch_limits": held} for run in json.loads(child.stdout)]
+    left_out = EMULATED.get(ops.cpu_isa(), {})
+    cpu_runs.say("left_out", left_out)
+    against = [peer for peer in PEERS if peer not in left_out]
+    cases = [
+        (network, batch, read_shapes(network)[: 2 if options.quick else None])
+        for network, batches in NETWORKS.items()
+        for batch in (batches[:1] if options.quick else batches)
+    ]
+    total, before = sum(len(layers) for _, _, layers in cases), 0
+    for network, batch, layers in cases:
+        bench_layers(
+            layers,
+            batches=(batch,),
+            threads=cpu_runs.thread_counts(options),
+            against=against,
+            seconds=options.seconds,
+            progress=functools.partial(say_progress, network, before, total),
+            on_row=functools.partial(say_row, network, {layer.name: layer for layer in layers}),
+        )
+        before += len(layers)
 
 
-def show(run: dict[str, Any]) -> None:
-    held = ", ".join(f"{name}={value}" for name, value in run["torch_limits"].items()) or "none"
-    print(f"\n{run['network']}, batch {run['batch']}, {run['isa']} kernels; limits of torch: {held}")
-    peers = list(run["geomean_ratio"])
-    print(f"{'layer':14}{'bitnas':>20}" + "".join(f"{peer:>28}" for peer in peers))
-    for row in run["rows"]:
-        line = f"{row['name']:14}{row['ms']['bitnas']:9.3f} ms {row['gops']['bitnas']:5.0f} G"
-        ratios = {peer: row["ms"][peer] / row["ms"]["bitnas"] for peer in peers if peer in row["ms"]}
-        for peer in peers:
-            figures = (
-                f"{row['ms'][peer]:9.3f} ms {row['gops'][peer]:5.0f} G {ratios[peer]:5.1f}x" if peer in ratios else "-"
-            )
-            line += f"{figures:>28}"
-        slower = [peer for peer, ratio in ratios.items() if ratio < 1]
-        line += f"  SLOWER than {', '.join(slower)}" if slower else ""
-        line += f"  noisy: {', '.join(row['noisy'])}" if row["noisy"] else ""
-        print(line)
-    means = (f"{peer} {ratio:.2f}x" for peer, ratio in run["geomean_ratio"].items() if ratio is not None)
-    print(f"geometric mean of the ratios: {', '.join(means)}")
+def say_progress(network: str, before: int, total: int, done: int, _: int, what: str) -> None:
+    cpu_runs.say("progress", [before + done, total, f"{network} {what}"])
 
 
-def slug(machine: dict[str, Any]) -> str:
-    name = f"{machine['cpu']} {machine['cores']} cores".lower()
-    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+def say_row(network: str, layers: Mapping[str, Layer], row: Row) -> None:
+    layer = layers[row["name"]]
+    operations, elements = 2 * layer.macs * row["batch"], layer.elements(row["batch"])
+    intensity = {peer: operations / (elements * BITS[peer] / 8) for peer in row["ms"]}
+    cpu_runs.say("row", {"network": network, **row, "operations_per_byte": intensity})
 
 
-def main() -> None:
-    from bitnas import ops
-    from bitnas.cost import machine
-    from bitnas.files import write_json_atomic
+def show(peaks: Mapping[str, Any], isa: str, rows: list[Row]) -> None:
+    limits = ", ".join(f"{name}={value}" for name, value in TORCH_LIMITS.get(isa, {}).items()) or "none"
+    for (_, network, batch, threads), group in groups_of(with_bound(rows, peaks), KEYS):
+        print(f"\n{network}, batch {batch}, {threads} thread(s), {isa} kernels; limits of torch: {limits}")
+        print(rows_table(group, [peer for peer in PEERS if any(peer in row["ms"] for row in group)], "layer"))
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--isa", help="instruction sets with commas (default: all of this CPU)")
-    parser.add_argument("--seconds", type=float, help="time spent on each layer (default 0.5, quick 0.02)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="two layers of each network at batch 1; writes nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <machine>.json")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.seconds = options.seconds or (0.02 if options.quick else 0.5)
+
+def main() -> int:
+    options = cpu_runs.parser_for(__doc__).parse_args()
+    options.seconds = options.seconds or (0.05 if options.quick else 0.5)
     if options.child:
-        print(json.dumps(measure(options)))
-        return
-    isas = ops.cpu_isas()
-    wanted = options.isa.split(",") if options.isa else isas
-    if unknown := [isa for isa in wanted if isa not in isas]:
-        parser.error(f"--isa: got {unknown[0]!r}, this CPU and build run {', '.join(isas)}")
-    runs: list[dict[str, Any]] = []
-    for isa in wanted:
-        for run in run_child(isa, options):
-            show(run)
-            runs.append(run)
-    if not options.quick:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{slug(machine.facts())}.json"
-        write_json_atomic(path, {"command": sys.argv, "seconds": options.seconds, "runs": runs})
-        print(f"\nwritten to {path}")
+        return cpu_runs.as_child(functools.partial(measure, options))
+    threads, isas = cpu_runs.thread_counts(options), cpu_runs.wanted_isas(options)
+    facts, peaks = cpu_runs.machine_facts(), measure_peaks()
+    cpu_runs.warn_if_busy(facts)
+    print(describe(peaks))
+    arguments = [f"--threads={','.join(map(str, threads))}", f"--seconds={options.seconds}"]
+    arguments += ["--quick"] * options.quick
+    with ProgressView() as view:
+        collected = cpu_runs.collect(
+            Path(__file__),
+            isas,
+            arguments,
+            TORCH_LIMITS,
+            on_rows=functools.partial(show, peaks),
+            advance=view.advance,
+        )
+    collected.rows = with_bound(collected.rows, peaks)
+    return publish(
+        "conv2d",
+        collected,
+        options,
+        facts=facts,
+        peaks=peaks,
+        goals=CONV2D_GOALS,
+        peers=PEERS,
+        keys=KEYS,
+        limits=TORCH_LIMITS,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

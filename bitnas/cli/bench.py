@@ -31,14 +31,14 @@ def bench(
     isa: Annotated[
         str,
         typer.Option(
-            help="scalar, avx2, avx512 or auto; torch is held to the same instructions. With --device cuda a kernel "
-            "that bitnas doctor lists, used wherever it can compute the layer."
+            help="An instruction set that bitnas doctor lists (scalar, avx2, avx512 ...) or auto; torch is held to the "
+            "same instructions. With --device cuda a kernel that it lists, used wherever it can compute the layer."
         ),
     ] = "auto",
     seconds: Annotated[float | None, typer.Option(help="Time spent on each figure.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print machine, rows and geomean_ratio as JSON.")] = False,
 ) -> None:
-    """Time layers, median and interquartile range, and mark those where the packed kernel is slower."""
+    """Time layers beside torch's own, with warm and with cold caches, and say where the packed kernel is slower."""
     from .output import console, integers, interruptible, names, print_json
     from .progress import ProgressView
 
@@ -70,9 +70,22 @@ def bench(
     for results, key in (("", "geomean_ratio"), ("with bfloat16 results ", "geomean_ratio_to_bfloat16")):
         for name, ratio in result.get(key, {}).items():
             if ratio is not None:
-                screen.print(f"{results}against {name}: {ratio:.2f} times as fast in the geometric mean", markup=False)
+                cold = None if results else result.get("geomean_cold_ratio", {}).get(name)
+                text = f"{results}against {name}: {ratio:.2f} times as fast in the geometric mean"
+                screen.print(text + (f", {cold:.2f} with cold caches" if cold else ""), markup=False)
+    screen.print(_losses(result), markup=False)
     for name, why in result.get("left_out", {}).items():
         screen.print(f"{name} left out: {why}", markup=False)
+
+
+def _losses(result: dict[str, Any]) -> str:
+    """Where binary loses, in one line."""
+    found = [
+        f"{loss['name']} (batch {loss['batch']}, {loss['threads']} thread(s){', cold caches' if loss['cold'] else ''}) "
+        f"to {loss['to']}, {loss['ratio']:.2f}×"
+        for loss in result.get("losses", ())
+    ]
+    return f"binary loses: {'; '.join(found)}" if found else "binary loses nowhere in this list"
 
 
 def _where(result: dict[str, Any]) -> str:
@@ -107,9 +120,12 @@ def _table(result: dict[str, Any]) -> Any:
     peers = [name for name in timed if name not in ours]
     cells = []
     for row in rows:
-        ms = row["ms"]
+        ms, cold = row["ms"], row.get("cold_ms", {})
         ratios = {name: ms[name] / ms["bitnas"] for name in peers if ms.get(name)}
         slower = [name for name, ratio in ratios.items() if ratio < 1]
+        shown = {name: f"{ms[name]:.4f} {ratio:6.2f}×" for name, ratio in ratios.items()}
+        if "bitnas" in cold:
+            shown |= {name: f"{shown[name]} ({cold[name] / cold['bitnas']:.1f}×)" for name in shown if name in cold}
         cells.append(
             [
                 row["name"],
@@ -117,11 +133,13 @@ def _table(result: dict[str, Any]) -> Any:
                 str(row["threads"]),
                 row["isa"],
                 *(f"{ms[name]:.4f}" for name in ours),
-                *(f"{ms[name]:.4f}  {ratios[name]:5.2f}×" if name in ratios else "–" for name in peers),
+                *(shown.get(name, "–") for name in peers),
                 f"{row['gops'].get('bitnas', 0):.0f}",
                 f"slower than {', '.join(slower)}" if slower else "",
             ]
         )
-    names = [*ours.values(), *(f"{name} ms" for name in peers)]
+    names = [*ours.values(), *(f"{name} ms (cold)" for name in peers)]
     columns = ["layer", "batch", "threads", "kernels", *names, "GOP/s", ""]
-    return table(columns, cells)
+    made = table(columns, cells)
+    made.columns[0].min_width = max(len(name) for name, *_ in cells)  # it would be the first to give way
+    return made

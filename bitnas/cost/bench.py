@@ -3,7 +3,8 @@ float32, bfloat16 and float16 on a GPU.
 
 Every peer is the faster of the ways torch has to run it (eager channels_last, oneDNN with prepacked weights, each
 quantized engine; cuDNN in either memory format, its algorithms searched). bitnas runs bits to bits, as inside a
-network, and on a GPU bits to bfloat16 beside it. Results are checked once before anything is timed.
+network, and on a GPU bits to bfloat16 beside it. Results are checked once before anything is timed. Everything is timed
+warm and cold, in turns (cpu_timing.py, cuda_timing.py).
 """
 
 import csv
@@ -11,7 +12,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from bitnas import ops, reference
 from bitnas.cost import cuda_timing, machine
+from bitnas.cost.cpu_timing import Times, Way, time_ways
 from bitnas.cost.latency import thread_count
-from bitnas.cost.timing import Call, Timing, time_interleaved
+from bitnas.cost.timing import Call, Timing, contenders, rounds_for
 
 PEERS = ("float32", "bfloat16", "int8")
 CUDA_PEERS = ("float32", "bfloat16", "float16")
@@ -33,6 +35,9 @@ CUDA_PEERS = ("float32", "bfloat16", "float16")
 NO_CUDA_PEER = {"int8": "torch has no int8 convolution on CUDA"}
 
 TO_BFLOAT16 = "bitnas_to_bfloat16"
+
+# Peers of which every way is timed, slow or not: an engine may be asked for by name.
+EVERY_WAY = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,24 @@ class Layer:
             raise ValueError(f"layer {self.name!r}: a kernel of {extent} pixels is larger than the padded image")
 
     @property
+    def positions(self) -> int:
+        """Output pixels of one image."""
+        extent = self.dilation * (self.kernel - 1) + 1
+        return math.prod((size + 2 * self.padding - extent) // self.stride + 1 for size in (self.h, self.w))
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight."""
+        return self.cout * self.cin // self.groups * self.kernel**2
+
+    @property
     def macs(self) -> int:
         """Multiply-adds for one image."""
-        extent = self.dilation * (self.kernel - 1) + 1
-        out_h, out_w = ((size + 2 * self.padding - extent) // self.stride + 1 for size in (self.h, self.w))
-        return out_h * out_w * self.cout * self.cin // self.groups * self.kernel**2
+        return self.positions * self.weights
+
+    def elements(self, batch: int) -> int:
+        """Numbers that come in or go out at least once: activations, weights, results."""
+        return batch * (self.cin * self.h * self.w + self.cout * self.positions) + self.weights
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -112,38 +130,58 @@ def read_shapes(path_or_name: str | Path) -> list[Layer]:
     return layers
 
 
-def _float_peer(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Call]:
+def _float_ways(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Way]:
     """Eager in channels_last, and oneDNN with its weight prepacked."""
-    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     pairs = [[layer.padding] * 2, [layer.stride] * 2, [layer.dilation] * 2]
-    calls: dict[str, Call] = {"eager": lambda: F.conv2d(x, weight, **layer.geometry)}
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    try:
-        packed = reorder(weight.to_mkldnn(), *pairs, layer.groups, list(x.shape))
-    except RuntimeError:  # no oneDNN in this build, or not for this type on this CPU
-        return calls
     run = torch.ops.mkldnn._convolution_pointwise
-    calls["onednn"] = lambda: run(x, packed, None, *pairs, layer.groups, "none", [], "")
-    return calls
+
+    def operands() -> list[Tensor]:
+        return [t.clone(memory_format=torch.channels_last) for t in (x, weight)]
+
+    def eager() -> Call:
+        return functools.partial(F.conv2d, *operands(), **layer.geometry)
+
+    def onednn() -> Call:  # fails where this build has no oneDNN, or it cannot do this type on this CPU
+        own, own_weight = operands()
+        packed = reorder(own_weight.to_mkldnn(), *pairs, layer.groups, list(x.shape))
+        return functools.partial(run, own, packed, None, *pairs, layer.groups, "none", [], "")
+
+    reads = x.nbytes + weight.nbytes
+    return {"eager": Way(eager, reads), "onednn": Way(onednn, reads)}
 
 
-def _int8_peer(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Call]:
-    """Every quantized engine of this torch build, on values of the same ±1."""
-    calls: dict[str, Call] = {}
-    before = torch.backends.quantized.engine
+def _int8_ways(bits: Tensor, weight: Tensor, layer: Layer) -> dict[str, Way]:
+    """Every quantized engine of this torch build. Activations are {0, 1} with the zero point 0 that a ReLU leaves:
+    engines are slower with another."""
     pairs = [[layer.stride] * 2, [layer.padding] * 2, [layer.dilation] * 2]
+    qx, qw = quantized_bits(bits.contiguous(memory_format=torch.channels_last), weight)
+
+    def make(engine: str) -> Call:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = engine
+        try:
+            packed = torch.ops.quantized.conv2d_prepack(qw, None, *pairs, layer.groups)
+        finally:
+            torch.backends.quantized.engine = before
+        return functools.partial(torch.ops.quantized.conv2d, qx.clone(), packed, 8.0, 0)
+
+    reads = bits.numel() + weight.numel()
+    return {name: Way(functools.partial(make, name), reads) for name in quantized_engines()}
+
+
+def quantized_bits(bits: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """{0, 1} activations and ±1 weights as torch's quint8 and, per channel, qint8."""
+    scales, zeros = torch.ones(weight.shape[0]), torch.zeros(weight.shape[0], dtype=torch.long)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        qx = torch.quantize_per_tensor(x, 1.0, 1, torch.quint8).contiguous(memory_format=torch.channels_last)
-        scales, zeros = torch.ones(layer.cout), torch.zeros(layer.cout, dtype=torch.long)
-        qw = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        for engine in ("onednn", "x86", "fbgemm"):
-            if engine in torch.backends.quantized.supported_engines:
-                torch.backends.quantized.engine = engine
-                packed = torch.ops.quantized.conv2d_prepack(qw, None, *pairs, layer.groups)
-                calls[engine] = functools.partial(torch.ops.quantized.conv2d, qx, packed, 8.0, 128)
-    torch.backends.quantized.engine = before
-    return calls
+        warnings.simplefilter("ignore")  # that these types will go one day
+        qx = torch.quantize_per_tensor(bits, 1.0, 0, torch.quint8)
+        return qx, torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+
+
+def quantized_engines() -> list[str]:
+    """Those of this torch build that are for this processor and not another one's kernels."""
+    return [name for name in ("onednn", "x86", "fbgemm") if name in torch.backends.quantized.supported_engines]
 
 
 def _cudnn_peer(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, Call]:
@@ -179,28 +217,34 @@ def _flat_geometry(layer: Layer) -> tuple[Any, ...]:
     return layer.cin, *sides, layer.groups, False
 
 
-def _calls(layer: Layer, batch: int, against: Sequence[str]) -> dict[str, Call]:
+def layer_ways(layer: Layer, batch: int, against: Sequence[str]) -> tuple[dict[str, Way], str]:
+    """Ours, found right on one image, and the peers'; and the name of our kernel."""
     x, weight = _random_operands(layer, batch)
     packed, packed_weight = ops.pack(x), ops.pack_weight(weight)
-    prepared = torch.ops.bitnas.prepare_weight(packed_weight, layer.cin, layer.groups)
     threshold = torch.zeros(layer.cout, dtype=torch.int32)
     geometry, run = _flat_geometry(layer), torch.ops.bitnas.conv2d_bits.default
 
-    def bits() -> Tensor:
-        return run(packed, packed_weight, prepared, threshold, None, *geometry)
+    def prepare(own_weight: Tensor) -> Tensor:
+        sides = layer.stride, layer.stride, layer.dilation, layer.dilation
+        return torch.ops.bitnas.prepare_weight(own_weight, layer.cin, layer.groups, *sides, batch * layer.positions)
+
+    def bits() -> Callable[[], Tensor]:
+        own_weight = packed_weight.clone()
+        return functools.partial(run, packed.clone(), own_weight, prepare(own_weight), threshold, None, *geometry)
 
     dots = _dots_of_one_image(layer, x, weight)
-    _check(layer, torch.equal(bits()[:1], reference.threshold_bits(dots, threshold)))
-    calls: dict[str, Call] = {"bitnas": bits}
-    signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x, weight)]
+    _check(layer, torch.equal(bits()()[:1], reference.threshold_bits(dots, threshold)))
+    prepared = prepare(packed_weight)
+    ways = {"bitnas": Way(bits, packed.nbytes + prepared.nbytes)}
+    signs, weight_signs = (torch.where(t >= 0, 1.0, -1.0) for t in (x, weight))
     for peer in against:
         if peer == "int8":
-            variants = _int8_peer(signs[0], signs[1], layer)
+            variants = _int8_ways(torch.clamp(signs, min=0), weight_signs, layer)
         else:
             dtype = getattr(torch, peer)
-            variants = _float_peer(signs[0].to(dtype), signs[1].to(dtype), layer)
-        calls |= {f"{peer}/{variant}": call for variant, call in variants.items()}
-    return calls
+            variants = _float_ways(signs.to(dtype), weight_signs.to(dtype), layer)
+        ways |= {f"{peer}/{variant}": way for variant, way in variants.items()}
+    return ways, torch.ops.bitnas.prepared_kernel(prepared)
 
 
 def binary_calls(layer: Layer, batch: int, device: str = "cuda") -> dict[str, Callable[[], Tensor]]:
@@ -243,62 +287,30 @@ def _cuda_calls(layer: Layer, batch: int, against: Sequence[str]) -> dict[str, C
     return calls
 
 
-def _seconds(call: Call, wait: Call) -> float:
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
-
-
-def _contenders(calls: dict[str, Call], wait: Call = lambda: None) -> tuple[dict[str, Call], float]:
-    """Without the ways that fail on this machine, or take over twice as long as the best of the same peer.
-
-    Args:
-        wait: returns when what was called has finished.
-
-    Returns:
-        what is left, and about how many seconds one round of it takes.
-    """
-    seconds: dict[str, float] = {}
-    for name, call in calls.items():
-        try:
-            call()
-            wait()
-            seconds[name] = min(_seconds(call, wait) for _ in range(3))  # one hiccup must not rule a way out
-        except RuntimeError:  # a type or engine that this processor has no instructions for
-            if name.startswith("bitnas"):
-                raise
-    best: dict[str, float] = {}
-    for name, duration in seconds.items():
-        peer = name.partition("/")[0]
-        best[peer] = min(best.get(peer, math.inf), duration)
-    kept = {name: calls[name] for name in seconds if seconds[name] <= 2 * best[name.partition("/")[0]]}
-    return kept, sum(seconds[name] for name in kept)
-
-
-def _rounds(seconds: float, round_seconds: float) -> int:
-    return max(3, min(10, int(2 * seconds / round_seconds)))
-
-
-def _time_on_cpu(layer: Layer, batch: int, against: Sequence[str], seconds: float) -> dict[str, Timing]:
-    calls, round_seconds = _contenders(_calls(layer, batch, against))
-    return time_interleaved(calls, seconds=seconds, min_runs=_rounds(seconds, round_seconds), warmup=0.02)
-
-
 def _time_on_gpu(
     layer: Layer, batch: int, against: Sequence[str], seconds: float
 ) -> tuple[dict[str, Timing], dict[str, Timing]]:
     """Warm, cold."""
     search = {"enabled": True, "benchmark": True, "deterministic": False, "allow_tf32": False}
     with torch.backends.cudnn.flags(**search):
-        calls, round_seconds = _contenders(_cuda_calls(layer, batch, against), torch.cuda.synchronize)
-        options = {"seconds": seconds / 2, "min_runs": _rounds(seconds, round_seconds), "warmup": 0.02}
-        timings = cuda_timing.time_replays(calls, **options)
+        made = _cuda_calls(layer, batch, against)
+        found = contenders({name: functools.partial(_as_made, call) for name, call in made.items()}, wait=_wait_for_gpu)
+        rounds = rounds_for(seconds, sum(one for _, one in found.values()))
+        options = {"seconds": seconds / 2, "min_runs": rounds, "warmup": 0.02}
+        timings = cuda_timing.time_replays({name: call for name, (call, _) in found.items()}, **options)
     torch.cuda.empty_cache()  # memory of the graphs, which nothing else would use again
     return {name: warm for name, (warm, _) in timings.items()}, {name: cold for name, (_, cold) in timings.items()}
 
 
-def _fastest(timings: dict[str, Timing]) -> dict[str, tuple[Timing, str]]:
+def _as_made(call: Call) -> Call:
+    return call
+
+
+def _wait_for_gpu() -> None:
+    torch.cuda.synchronize()
+
+
+def _fastest(timings: Mapping[str, Timing]) -> dict[str, tuple[Timing, str]]:
     """Of each peer the fastest variant, and its name."""
     best: dict[str, tuple[Timing, str]] = {}
     for name, timing in timings.items():
@@ -322,8 +334,9 @@ def bench_layers(
     device: str = "cpu",
     kernel: str = "auto",
     progress: Callable[[int, int, str], None] | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Times every layer at every batch size and thread count, peers interleaved.
+    """Times every layer at every batch size and thread count: peers, thread counts, warm and cold caches in turns.
 
     Args:
         against: any of "float32", "bfloat16", "int8", or on a GPU "float32", "bfloat16", "float16"; all of these by
@@ -332,16 +345,24 @@ def bench_layers(
         device: "cpu" or "cuda", the current GPU, where replayed graphs are timed.
         kernel: on a GPU, one of ``bitnas.ops.cuda_kernels()`` to use wherever it can compute the layer.
         progress: called with rows done, rows in all, and the row at hand.
+        on_row: called with every row as soon as it is measured.
 
     Returns:
-        ``{"device", "machine", "rows", "geomean_ratio"}``, rows of ``{"name", "batch", "threads", "isa", "ms", "gops",
-        ...}``: milliseconds, 10^9 operations a second (a multiply-add is two), the fastest variant of each peer, and
-        the geometric mean over rows of peer time / bitnas time. A peer that this processor cannot run is left out of
-        the row, and its mean is None where no row has it.
+        ``{"device", "machine", "rows", "geomean_ratio", "geomean_cold_ratio", "losses", "seconds"}``. A row has
+        ``"name"``, ``"batch"``, ``"threads"``, ``"isa"``, and by peer, of its fastest ``"variant"``: ``"ms"``,
+        milliseconds with warm caches, ``"iqr_ms"`` their spread, ``"cold_ms"`` with cold ones (on a GPU the L2),
+        ``"gops"``, 10^9 operations a second (a multiply-add is two); ``"noisy"``, peers whose median stayed uncertain.
+        Means are geometric, over rows, of peer time / bitnas time. A peer that this processor cannot run is left out of
+        the row, and its mean is None where no row has it. ``"losses"``: where a peer is faster, as
+        ``{"name", "batch", "threads", "isa", "to", "ratio", "cold"}``. ``"seconds"``: how long all of it took.
 
-        On a GPU also ``"cold_ms"``, every call with a cold L2; in ``ms`` the layer with bfloat16 results,
-        ``bitnas_to_bfloat16``, and ``"geomean_ratio_to_bfloat16"`` over it; ``"left_out"``, peers that torch does not
-        have and why; ``"gpu_state"``, clocks and power right after the last row.
+        On a CPU rows also have ``"kernel"``, the name of ours, and ``"way_ms"`` and ``"way_cold_ms"``, the times of
+        every way that was not left out as much slower than another: ``"float32/eager"``, ``"int8/onednn"``. All
+        quantized engines are in it.
+
+        On a GPU also in ``ms`` the layer with bfloat16 results, ``bitnas_to_bfloat16``, and
+        ``"geomean_ratio_to_bfloat16"`` over it; ``"left_out"``, peers that torch does not have and why;
+        ``"gpu_state"``, clocks and power right after the last row.
 
     Raises:
         ValueError: an unknown peer or device, an empty list, a batch or thread count below 1; thread counts or a kernel
@@ -370,41 +391,74 @@ def bench_layers(
         raise RuntimeError(f"device='cuda': {why}")
     if on_gpu:
         ops.select_cuda_kernel(kernel)
-    cases = [(layer, batch, count) for count in threads for batch in batches for layer in layers]
+    cases = [(layer, batch) for batch in batches for layer in layers]
+    where = device if on_gpu else f"{' and '.join(map(str, threads))} thread(s)"
     rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
     try:
-        for done, (layer, batch, count) in enumerate(cases):
+        for done, (layer, batch) in enumerate(cases):
             if progress is not None:
-                where = f"{count} thread(s)" if not on_gpu else device
                 progress(done, len(cases), f"{layer.name}, batch {batch}, {where}")
-            cold: dict[str, Timing] = {}
-            with thread_count(count), torch.inference_mode():
+            with torch.inference_mode():
                 if on_gpu:
-                    timings, cold = _time_on_gpu(layer, batch, against, seconds)
+                    found = _rows_of_gpu(layer, batch, against, seconds, kernel)
                 else:
-                    timings = _time_on_cpu(layer, batch, against, seconds)
-            case = {"name": layer.name, "batch": batch, "threads": count, "isa": kernel if on_gpu else ops.cpu_isa()}
-            rows.append({**case, **_figures(2 * layer.macs * batch, timings, cold)})
+                    found = _rows_of_cpu(layer, batch, threads, against, seconds)
+            rows += found
+            if on_row is not None:
+                for row in found:
+                    on_row(row)
     finally:
         if on_gpu:
             ops.select_cuda_kernel("auto")
     if progress is not None:
         progress(len(cases), len(cases), "")
-    result = {"device": device, "machine": machine.facts(), "rows": rows, "geomean_ratio": _ratios(rows, against)}
+    result = {"device": device, "machine": machine.facts(), "rows": rows, **summary(rows, against)}
+    result["seconds"] = time.perf_counter() - started
     if on_gpu:
         result |= {
-            "geomean_ratio_to_bfloat16": _ratios(rows, against, TO_BFLOAT16),
+            "geomean_ratio_to_bfloat16": _ratios(rows, against, ours=TO_BFLOAT16),
             "left_out": left_out,
             "gpu_state": machine.gpu_state(),
         }
     return result
 
 
-def _figures(operations: int, timings: dict[str, Timing], cold: dict[str, Timing]) -> dict[str, Any]:
-    """What a row says beside its case."""
+def _rows_of_cpu(
+    layer: Layer, batch: int, threads: Sequence[int], against: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
+    ways, kernel = layer_ways(layer, batch, against)
+    times = time_ways(ways, threads=threads, seconds=seconds, keep=EVERY_WAY)
+    return [
+        {
+            **{"name": layer.name, "batch": batch, "threads": count, "isa": ops.cpu_isa(), "kernel": kernel},
+            **cpu_figures(2 * layer.macs * batch, times[count]),
+        }
+        for count in threads
+    ]
+
+
+def _rows_of_gpu(layer: Layer, batch: int, against: Sequence[str], seconds: float, kernel: str) -> list[dict[str, Any]]:
+    with thread_count(1):
+        timings, cold = _time_on_gpu(layer, batch, against, seconds)
+    case = {"name": layer.name, "batch": batch, "threads": 1, "isa": kernel}
+    return [{**case, **_figures(2 * layer.macs * batch, timings, cold)}]
+
+
+def cpu_figures(operations: int, times: Mapping[str, Times]) -> dict[str, Any]:
+    """What a row says beside its case: of every peer's fastest way, and the times of every way."""
+    warm = {name: time.warm for name, time in times.items()}
+    cold = {name: time.cold for name, time in times.items() if time.cold is not None}
+    ways = {name: timing.median_us / 1e3 for name, timing in warm.items()}
+    cold_ways = {name: timing.median_us / 1e3 for name, timing in cold.items()}
+    return {**_figures(operations, warm, cold), "way_ms": ways, "way_cold_ms": cold_ways}
+
+
+def _figures(operations: int, timings: Mapping[str, Timing], cold: Mapping[str, Timing]) -> dict[str, Any]:
     best = _fastest(timings)
     figures = {
         "ms": {peer: timing.median_us / 1e3 for peer, (timing, _) in best.items()},
+        "iqr_ms": {peer: timing.iqr_us / 1e3 for peer, (timing, _) in best.items()},
         "gops": {peer: operations / timing.median_us / 1e3 for peer, (timing, _) in best.items()},
         "variant": {peer: variant for peer, (_, variant) in best.items() if variant},
         "noisy": [peer for peer, (timing, _) in best.items() if timing.noisy],
@@ -414,8 +468,36 @@ def _figures(operations: int, timings: dict[str, Timing], cold: dict[str, Timing
     return figures
 
 
-def _ratios(rows: Sequence[dict[str, Any]], against: Sequence[str], ours: str = "bitnas") -> dict[str, float | None]:
-    """Geometric means over the rows that have the peer."""
+def summary(rows: Sequence[dict[str, Any]], against: Sequence[str]) -> dict[str, Any]:
+    """``"geomean_ratio"``, ``"geomean_cold_ratio"`` and ``"losses"`` of rows, as :func:`bench_layers` returns them."""
     return {
-        peer: _geomean([row["ms"][peer] / row["ms"][ours] for row in rows if peer in row["ms"]]) for peer in against
+        "geomean_ratio": _ratios(rows, against),
+        "geomean_cold_ratio": _ratios(rows, against, "cold_ms"),
+        "losses": _losses(rows, against),
     }
+
+
+def _ratios(
+    rows: Sequence[dict[str, Any]], against: Sequence[str], figure: str = "ms", *, ours: str = "bitnas"
+) -> dict[str, float | None]:
+    """Geometric means over the rows that have the peer."""
+    ratios: dict[str, list[float]] = {peer: [] for peer in against}
+    for row in rows:
+        times = row.get(figure, {})
+        for peer in against:
+            if peer in times and ours in times:
+                ratios[peer].append(times[peer] / times[ours])
+    return {peer: _geomean(found) for peer, found in ratios.items()}
+
+
+def _losses(rows: Sequence[dict[str, Any]], against: Sequence[str]) -> list[dict[str, Any]]:
+    losses = []
+    for row in rows:
+        case = {key: row[key] for key in ("name", "batch", "threads", "isa")}
+        for figure in ("ms", "cold_ms"):
+            times = row.get(figure, {})
+            for peer in against:
+                if peer in times and "bitnas" in times and times[peer] < times["bitnas"]:
+                    ratio = times[peer] / times["bitnas"]
+                    losses.append({**case, "to": peer, "ratio": ratio, "cold": figure == "cold_ms"})
+    return losses

@@ -25,7 +25,8 @@ TORCH_LIMITS: dict[str, dict[str, str]] = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     },
-    "avx512": {},  # the best there is here: torch may use whatever it has
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_FP16"},  # all of AVX-512, and no AMX
+    "amx": {},  # torch may use whatever it has
 }
 
 

@@ -1,18 +1,26 @@
 """A timer that knows its own noise: warm-up by time, medians, and repeats until the median is known well enough."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
-from math import sqrt
-from typing import Any
+from typing import Any, TypeVar
 
+Name = TypeVar("Name", bound=Hashable)
 Call = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
 Stopwatch = Callable[[Call, int], float]  # makes a call so many times in a row: nanoseconds that they took
 
 # A sample shorter than this is mostly the clock: short calls are timed several at a time.
 _MIN_SAMPLE_NS = 100_000
+
+# Of a peer's ways, those that take so many times as long as its fastest are not worth timing any further.
+_SLOW = 2.0
+
+# Probing a way takes a call to get ready and three more, for one hiccup must not rule it out; or what fits this time.
+_PROBES = 4
+_PROBE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Timing:
 def _median_interval(ordered: list[float]) -> tuple[float, float]:
     """95 % interval of the median from order statistics (no assumption about the noise)."""
     n = len(ordered)
-    reach = 0.98 * sqrt(n)
+    reach = 0.98 * math.sqrt(n)
     return ordered[max(0, int(n / 2 - reach))], ordered[min(n - 1, int(n / 2 + reach))]
 
 
@@ -68,24 +76,76 @@ def host_stopwatch(clock: Clock = time.perf_counter_ns) -> Stopwatch:
     return elapsed
 
 
+def contenders(
+    makers: Mapping[str, Callable[[], Call]], *, keep: Collection[str] = (), wait: Call = lambda: None
+) -> dict[str, tuple[Call, float]]:
+    """Makes calls and leaves out the ways that fail on this machine, or are slower by far than others of their peer.
+
+    Args:
+        makers: what makes each call, named ``peer`` or ``peer/variant``.
+        keep: peers whose slow ways stay.
+        wait: returns when what was called has finished.
+
+    Returns:
+        the calls that are left, each with about how many seconds it takes.
+
+    Raises:
+        RuntimeError: a way of bitnas itself failed.
+    """
+    found: dict[str, tuple[Call, float]] = {}
+    for name, make in makers.items():
+        try:
+            call = make()
+            found[name] = call, _probe(call, wait)
+        except RuntimeError:  # a type or engine that this processor has no instructions for
+            if name.startswith("bitnas"):
+                raise
+    best: dict[str, float] = {}
+    for name, (_, seconds) in found.items():
+        peer = name.partition("/")[0]
+        best[peer] = min(best.get(peer, math.inf), seconds)
+    return {
+        name: (call, seconds)
+        for name, (call, seconds) in found.items()
+        if (peer := name.partition("/")[0]) in keep or seconds <= _SLOW * best[peer]
+    }
+
+
+def _probe(call: Call, wait: Call) -> float:
+    taken: list[float] = []
+    while len(taken) < _PROBES and sum(taken) < _PROBE_SECONDS:
+        start = time.perf_counter()
+        call()
+        wait()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def rounds_for(seconds: float, round_seconds: float) -> int:
+    """The least number of rounds: ten, or where they are long what fits twice the time, but three."""
+    return max(3, min(10, int(2 * seconds / round_seconds)))
+
+
 def time_interleaved(
-    calls: Mapping[str, Call],
+    calls: Mapping[Name, Call],
     *,
     warmup: float = 0.05,
+    known: Mapping[Name, float] | None = None,
     seconds: float = 0.5,
     min_runs: int = 20,
     tolerance: float = 0.02,
     clock: Clock = time.perf_counter_ns,
     stopwatch: Stopwatch | None = None,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Times several calls in turns (A B C A B C ...), so that a drifting clock or a busy neighbour meets all alike.
 
     Args:
         warmup: seconds of warm-up for each call.
+        known: about how many seconds calls take that are warm already; they get no warm-up.
         seconds: stop after this long in all, even if not stable; at least ``min_runs`` rounds are taken.
         tolerance: a timing is stable when half its 95 % interval is below this share of the median.
         clock: what the limits above are told by.
-        stopwatch: what samples are taken with; by default the same clock. A GPU has its own (cuda_timing.py).
+        stopwatch: what samples are taken with; by default the same clock. cpu_timing.py and cuda_timing.py have others.
 
     Returns:
         one :class:`Timing` per name.
@@ -93,12 +153,9 @@ def time_interleaved(
     elapsed = stopwatch or host_stopwatch(clock)
     repeats = {}
     for name, call in calls.items():
-        start, spent, count = clock(), 0.0, 0
-        while clock() - start < warmup * 1e9 or count < 2:
-            spent += elapsed(call, 1)
-            count += 1
-        repeats[name] = max(1, int(_MIN_SAMPLE_NS * count / max(1, spent)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+        length = known[name] * 1e9 if known and name in known else _warm_up(call, warmup, elapsed, clock)
+        repeats[name] = max(1, int(_MIN_SAMPLE_NS / max(1, length)))
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
     start, rounds = clock(), 0
     while True:
         for name, call in calls.items():
@@ -111,6 +168,15 @@ def time_interleaved(
         if rounds % 10 == 0 and not any(summarize(s, tolerance).noisy for s in samples.values()):
             break
     return {name: summarize(s, tolerance) for name, s in samples.items()}
+
+
+def _warm_up(call: Call, seconds: float, elapsed: Stopwatch, clock: Clock) -> float:
+    """Nanoseconds of a call, from all that it took to warm up: two calls or more."""
+    start, spent, count = clock(), 0.0, 0
+    while clock() - start < seconds * 1e9 or count < 2:
+        spent += elapsed(call, 1)
+        count += 1
+    return spent / count
 
 
 def time_call(call: Call, **options: Any) -> Timing:

@@ -11,6 +11,8 @@ import bitnas
 from bitnas import ops
 from bitnas.cost import bench
 from bitnas.cost.bench import Layer, bench_layers, read_shapes, shape_lists
+from bitnas.cost.cpu_timing import Times, Way
+from bitnas.cost.timing import summarize
 from bitnas.nn import BinaryConv2d
 
 HEADER = "name,cin,cout,h,w,kernel,stride,padding,dilation,groups"
@@ -140,7 +142,7 @@ def test_a_run_has_every_figure():
 def test_threads_and_engine_are_put_back(threads):
     engine = torch.backends.quantized.engine
     with threads() as before:
-        bench_layers([TINY], threads=(3 - before,), seconds=0.01)
+        bench_layers([TINY], threads=(3 - before,), against=("int8",), seconds=0.01)
         assert torch.get_num_threads() == before
     assert torch.backends.quantized.engine == engine
 
@@ -154,11 +156,11 @@ def test_a_peer_that_this_cpu_cannot_run_is_left_out(monkeypatch):
     def cannot(*_):
         raise RuntimeError("needs the cpu support avx512bw")
 
-    real = bench._float_peer
+    real = bench._float_ways
     monkeypatch.setattr(
         bench,
-        "_float_peer",
-        lambda x, weight, layer: {"eager": cannot} if x.dtype == torch.bfloat16 else real(x, weight, layer),
+        "_float_ways",
+        lambda x, weight, layer: {"eager": Way(cannot, 1)} if x.dtype == torch.bfloat16 else real(x, weight, layer),
     )
     result = bench_layers([TINY], seconds=0.01)
     assert "bfloat16" not in result["rows"][0]["ms"]
@@ -166,20 +168,63 @@ def test_a_peer_that_this_cpu_cannot_run_is_left_out(monkeypatch):
     assert result["geomean_ratio"]["float32"] > 0
 
 
-def test_ways_that_are_slow_are_dropped(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+def test_every_engine_is_in_the_row_and_the_fastest_counts(monkeypatch):
+    def takes(us):
+        timing = summarize([us, us], 0.02)
+        return Times(timing, summarize([2.0 * us], 0.02))
 
-    def takes(seconds):
-        def call():
-            now[0] += seconds
+    times = {"bitnas": takes(10.0), "int8/onednn": takes(90.0), "int8/x86": takes(40.0)}
+    monkeypatch.setattr(bench, "time_ways", lambda ways, *, threads, **_: dict.fromkeys(threads, times))
+    seen = []
+    result = bench_layers([TINY], threads=(1, 2), against=("int8",), on_row=seen.append)
+    assert seen == result["rows"]
+    assert [row["threads"] for row in seen] == [1, 2]
+    row = seen[0]
+    assert row["ms"] == {"bitnas": 0.01, "int8": 0.04}
+    assert row["cold_ms"] == {"bitnas": 0.02, "int8": 0.08}
+    assert row["iqr_ms"] == {"bitnas": 0, "int8": 0}
+    assert row["variant"] == {"int8": "x86"}
+    assert row["way_ms"] == {"bitnas": 0.01, "int8/onednn": 0.09, "int8/x86": 0.04}
+    assert row["way_cold_ms"] == {"bitnas": 0.02, "int8/onednn": 0.18, "int8/x86": 0.08}
+    assert row["kernel"] in torch.ops.bitnas.cpu_kernels().split(",")
+    assert result["geomean_ratio"] == result["geomean_cold_ratio"] == {"int8": pytest.approx(4)}
+    assert result["losses"] == []
 
-        return call
 
-    calls = {"bitnas": takes(1), "int8/x86": takes(2), "int8/onednn": takes(3.9), "int8/fbgemm": takes(4.1)}
-    kept, seconds = bench._contenders(calls)
-    assert list(kept) == ["bitnas", "int8/x86", "int8/onednn"]
-    assert seconds == pytest.approx(6.9)
+def test_where_binary_loses_is_said():
+    row = {"name": "a", "batch": 1, "threads": 2, "isa": "scalar"}
+    row |= {"ms": {"bitnas": 2.0, "int8": 1.0, "float32": 4.0}, "cold_ms": {"bitnas": 5.0, "int8": 9.0, "float32": 4.0}}
+    case = {"name": "a", "batch": 1, "threads": 2, "isa": "scalar"}
+    assert bench.summary([row], ("float32", "int8"))["losses"] == [
+        {**case, "to": "int8", "ratio": 0.5, "cold": False},
+        {**case, "to": "float32", "ratio": 0.8, "cold": True},
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_all_ways_compute_the_layer(batch):
+    """Every peer, on what it is given: ours and torch's eager float32 are the same convolution."""
+    ways, _ = bench.layer_ways(Layer("strided", 70, 33, 9, 7, stride=2, groups=1), batch, bench.PEERS)
+    assert {"bitnas", "float32/eager", "float32/onednn", "int8/onednn"} <= ways.keys()
+    with torch.inference_mode():
+        eager, prepacked = (ways[f"float32/{variant}"].make()() for variant in ("eager", "onednn"))
+        bits = ops.unpack(ways["bitnas"].make()(), 33)
+        engines = [ways[f"int8/{name}"].make()().dequantize() for name in bench.quantized_engines()]
+    assert torch.equal(eager, prepacked)
+    assert torch.equal(bits, torch.where(eager >= 0, 1.0, -1.0))
+    assert all(torch.equal(engine, engines[0]) for engine in engines)
+
+
+def test_bytes_and_operations():
+    layer = Layer("a", 64, 128, 10, 12, stride=2)
+    assert (layer.positions, layer.weights, layer.macs) == (30, 64 * 128 * 9, 30 * 64 * 128 * 9)
+    assert layer.elements(3) == 3 * (64 * 120 + 128 * 30) + layer.weights
+
+
+def test_the_list_of_products_is_named_after_their_sizes():
+    layers = read_shapes("gemm")
+    assert [layer.name for layer in layers] == [f"{layer.positions}x{layer.cout}x{layer.cin}" for layer in layers]
+    assert all((layer.kernel, layer.stride, layer.padding, layer.groups) == (1, 1, 0, 1) for layer in layers)
 
 
 def test_a_wrong_result_is_never_timed(monkeypatch):
