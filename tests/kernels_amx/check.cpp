@@ -135,9 +135,9 @@ Layer random_layer(const char* name, const TileKernel* kernel) {
     s.channels = s.groups * (words ? 64 * between(1, 5) : random_channels());
     s.out_channels = s.groups * (one_in(4) ? 32 * between(1, 6) : random_channels());
     if (s.channels > 700 || s.out_channels > 700) continue;
-    s.images = one_in(4) ? between(0, 4) : one_in(6) ? between(5, 12) : between(1, 2);
+    s.images = one_in(4) ? between(0, 4) : one_in(4) ? between(5, 12) : between(1, 2);
     s.height = between(1, 20), s.width = between(1, 20);
-    if (s.images > 4) s.height = between(1, 4), s.width = one_in(2) ? between(1, 20) : between(1, 5);
+    if (s.images > 4) s.height = between(1, 3);
     s.kernel_h = s.kernel_w = 3;
     s.stride_h = s.stride_w = s.dilation_h = s.dilation_w = 1;
     s.padding_h = between(0, 2), s.padding_w = between(0, 2);
@@ -286,7 +286,7 @@ class Computed {
 
   // "" or what is wrong. The check for tasks that write the same byte runs all tasks more often.
   std::string check(Counts& counts, bool independence = true) {
-    const int64_t threads = between(1, 5);
+    const int64_t threads = one_in(3) ? 1 : between(1, 5);
     const Conv2dArgs args{s_, x_.data(), epilogue_};
     const int64_t tasks = layer_.kernel->tasks(args, threads);
     if (pixels_ == 0) return tasks == 0 ? "" : "tasks of an empty layer";

@@ -67,7 +67,7 @@ import torch
 from bitnas import ops, reference
 ops.select_cpu_isa("amx")
 used = set()
-layers = [(1, 128, 128, 14), (1, 256, 256, 8), (40, 256, 512, 6), (1, 512, 512, 5), (1, 64, 64, 9), (1, 64, 32, 2)]
+layers = [(1, 128, 128, 14), (1, 256, 256, 8), (60, 512, 512, 6), (1, 512, 512, 5), (1, 64, 64, 9), (1, 64, 32, 2)]
 for batch, channels, out, size in layers:
     x, weight = torch.randn(batch, channels, size, size), torch.randn(out, channels, 3, 3)
     packed, packed_weight = ops.pack(x), ops.pack_weight(weight)

@@ -11,6 +11,9 @@ namespace bitnas::cpu::amx::model {
 namespace {
 
 constexpr int kTiles = 8;
+constexpr int kColumns = kRowBytes / 4;
+// Sums of one row. Unsigned: they wrap around, as the unit's do.
+using Columns [[gnu::vector_size(kRowBytes)]] = uint32_t;
 
 struct Unit {
   Config config{};  // palette 0: the initial state
@@ -88,21 +91,16 @@ void multiply_add(int sum, int a, int b) {
   check_known("tdpbssd", sum);
   check_known("tdpbssd", a);
   check_known("tdpbssd", b);
-  constexpr int kColumns = kRowBytes / 4;
-  // b as [row k][byte i of four][column], so that the columns are side by side.
-  int32_t columns[kRowBytes][kColumns];
-  for (int k = 0; k < kColumns; ++k)
-    for (int i = 0; i < 4; ++i)
-      for (int n = 0; n < kColumns; ++n) columns[4 * k + i][n] = unit.tiles[b][k][4 * n + i];
+  // Row 4k + i holds byte i of every column's group k, so that columns are side by side.
+  Columns b_rows[kRowBytes];
+  for (int k = 0; k < kRowBytes; ++k)
+    for (int n = 0; n < kColumns; ++n) b_rows[k][n] = static_cast<uint32_t>(unit.tiles[b][k / 4][4 * n + k % 4]);
   for (int m = 0; m < kRows; ++m) {
-    uint32_t sums[kColumns];  // wraps around, as the unit does
-    std::memcpy(sums, unit.tiles[sum][m], sizeof sums);
-    for (int k = 0; k < kRowBytes; ++k) {
-      const int32_t value = unit.tiles[a][m][k];
-      for (int n = 0; n < kColumns; ++n) sums[n] += static_cast<uint32_t>(value * columns[k][n]);
-    }
+    Columns sums;
+    std::memcpy(&sums, unit.tiles[sum][m], sizeof sums);
+    for (int k = 0; k < kRowBytes; ++k) sums += b_rows[k] * static_cast<uint32_t>(unit.tiles[a][m][k]);
     if (unit.spoil_after == 0 && m == unit.spoil_row) ++sums[unit.spoil_column];
-    std::memcpy(unit.tiles[sum][m], sums, sizeof sums);
+    std::memcpy(unit.tiles[sum][m], &sums, sizeof sums);
   }
   if (unit.spoil_after >= 0) --unit.spoil_after;
 }

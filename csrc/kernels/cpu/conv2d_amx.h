@@ -346,14 +346,14 @@ int64_t largest_fitting(int64_t most, const Fits& fits) {
   return count;
 }
 
-// Images that stay within so many bytes, whole stacks of `stack` where there are several; where one does not, rows of
-// it. bytes_of(images, rows) says what they take.
+// Images that stay within so many bytes: all of them, or whole stacks of `stack`; where one does not, rows of it.
+// bytes_of(images, rows) says what they take.
 template <typename BytesOf>
 ChunkLimit limit_chunk(int64_t budget, int64_t images, int64_t image_rows, int64_t stack, const BytesOf& bytes_of) {
   if (bytes_of(1, image_rows) > budget)
     return {1, largest_fitting(image_rows, [&](int64_t rows) { return bytes_of(1, rows) <= budget; })};
   const int64_t most = largest_fitting(images, [&](int64_t count) { return bytes_of(count, image_rows) <= budget; });
-  return {most < stack ? most : most / stack * stack, image_rows};
+  return {most < stack || most == images ? most : most / stack * stack, image_rows};
 }
 
 // The chunk that begins at row `begin` of all images' rows.

@@ -309,8 +309,11 @@ inline void list_pixels(const Window& w, const Layout& l, const Chunk& chunk, in
 inline ChunkLimit chunk_limit(const Window& w, int64_t weight_bytes) {
   // Weights that do not stay in the cache come from far away once per chunk: fewer, larger chunks.
   const int64_t budget = weight_bytes > cache_bytes() / 3 ? cache_bytes() / 2 : cache_bytes() / 5;
-  return limit_chunk(budget, w.images, w.h.outputs, stack_limit(w),
-                     [&w](int64_t images, int64_t rows) { return make_layout(w, images, rows).bytes; });
+  const auto bytes_of = [&w](int64_t images, int64_t rows) { return make_layout(w, images, rows).bytes; };
+  ChunkLimit limit = limit_chunk(budget, w.images, w.h.outputs, stack_limit(w), bytes_of);
+  constexpr int64_t kBlocks = 4 * kRows;  // whole ones, where rows are positions
+  if (w.flat && limit.rows > kBlocks && limit.rows < w.h.outputs) limit.rows -= limit.rows % kBlocks;
+  return limit;
 }
 
 // ---- the kernel around the products ----------------------------------------------
@@ -348,19 +351,19 @@ WindowRoom make_room(const Window& w, const Layout& l, uint8_t* base) {
 // A block whose sums are known: its positions leave a few at a time.
 template <int width>
 struct Leaving {
-  static constexpr int64_t kPiece = 8;
-
   Sink sink;
   const int32_t* sums;
   const int32_t* pixels;
   int64_t first_pixel;  // that `pixels` count from
   int64_t next, count;
 
-  int64_t pieces() const { return divide_up(count, kPiece); }
+  bool to_bits() const { return sink.epilogue->kind == EpilogueKind::kBits; }
+  int64_t piece_positions() const { return to_bits() ? 8 : 2; }
+  int64_t pieces() const { return count == 0 ? 0 : divide_up(count, piece_positions()); }
   // Not inlined: the loop over the tile unit keeps its registers.
   [[gnu::noinline]] void piece() {
-    const int64_t end = smaller(count, next + kPiece);
-    if (sink.epilogue->kind == EpilogueKind::kBits) {
+    const int64_t end = smaller(count, next + piece_positions());
+    if (to_bits()) {
       bits(end);
     } else {
       values(end);

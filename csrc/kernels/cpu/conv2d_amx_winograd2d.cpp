@@ -1,10 +1,11 @@
 // Binary 3x3 convolution on AMX by F(4x4, 3x3): a quarter of the products of the direct way, exactly.
 //
 // Everything but the products grows: int8 weights four times as large as the direct way's, 36 products of every block
-// to be stored and transformed. Of the second-level cache's 46 bytes a cycle it wants 48 for operands and 192 KiB /
-// (36 * channels) more for products, so at most half of its products' speed is left below 512 channels; weights that
-// do not stay in that cache (256 to 256 channels are 2.4 MB) make it slower still. It can win for 256 channels and
-// more, on large batches whose images are whole tiles of 4x4.
+// to be stored and transformed. Of the 46 bytes a cycle that the second-level cache gives it would take 48 for operands
+// (two blocks share the weights of a product) and 12288 / channels more for products, so about half of the tile unit's
+// speed is left at 256 channels, two thirds at 512; and weights that do not stay in that cache (256 to 256 channels are
+// 2.4 MB) make it slower still. F(4, 3) along rows comes close everywhere and is ahead where images are not whole tiles
+// of 4x4; this can win for 256 channels and more, on large batches of images that are.
 #include "kernels/cpu/conv2d_amx_winograd.h"
 
 namespace bitnas::cpu {

@@ -53,19 +53,23 @@ const char* best_avx512(const Conv2dShape& s) {
   return edges_win(s.taps() / run_taps(s), run_units) ? "avx512_edges" : "avx512_popcount";
 }
 
-// Bounds read off prototypes' times on ResNet-18's and VGG-small's layers (Granite Rapids, two cores). No machine with
-// AMX has confirmed them for these kernels yet.
+// Reckoned from the kernels' products, and the bytes that they read from each cache, at a Granite Rapids machine's
+// rates; no machine with AMX has confirmed it yet. Sizes are int8 weights, which two megabytes of L2 hold or not.
 const char* best_amx(const Conv2dShape& s, int64_t positions) {
-  constexpr int64_t kTile = 16;                // fewer positions leave most of the tile unit idle
-  constexpr int64_t kFew = 128;                // positions that do not repay reading int8 weights from L3
-  constexpr int64_t kMany = 1024;              // positions that repay the fourfold weights of F(4x4, 3x3)
-  constexpr int64_t kInL2 = int64_t{1} << 20;  // bytes of int8 weights
-  const int64_t channels = s.group_channels(), outputs = s.group_out_channels();
-  const bool large = s.taps() * channels * outputs > kInL2;
+  constexpr int64_t kTile = 16;    // fewer positions leave most of the tile unit idle
+  constexpr int64_t kFew = 128;    // positions that do not repay reading large weights from L3
+  constexpr int64_t kSome = 256;   // that repay reading the twofold weights of F(4, 3) from there
+  constexpr int64_t kMany = 2048;  // that repay the fourfold ones of F(4x4, 3x3)
+  constexpr int64_t kLarge = 1'000'000, kTwofold = 1'200'000;  // bytes
+  const int64_t channels = s.group_channels();
+  const int64_t bytes = s.taps() * channels * s.out_channels;
+  const bool large = bytes > kLarge;
   if (positions == 0) positions = large ? kFew / 2 : kFew;  // one image, deep in a network or early
   if (positions < kTile) return best_avx512(s);
-  if (amx_winograd2d.computes(s) && channels >= 256 && large && positions >= kMany) return "amx_winograd2d";
-  if (amx_winograd1d.computes(s) && channels >= 128 && positions >= kFew) return "amx_winograd1d";
+  if (amx_winograd2d.computes(s) && channels >= 512 && positions >= kMany) return "amx_winograd2d";
+  if (amx_winograd1d.computes(s) && channels >= 128 &&
+      (positions >= kSome || (positions >= kFew && 2 * bytes <= kTwofold)))
+    return "amx_winograd1d";
   return large && positions < kFew ? "amx_bits" : "amx_direct";
 }
 
