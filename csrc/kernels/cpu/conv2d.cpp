@@ -9,12 +9,12 @@
 namespace bitnas::cpu {
 namespace {
 
-// Rows of a linear layer, or pixels of a 1x1 convolution, that one task takes.
-constexpr int64_t kPointwisePixels = 64;
 // Below about this many products a second thread costs more than it gives.
 constexpr int64_t kParallelProducts = int64_t{1} << 22;
 // Staged rows of one task stay within about half of a small L2, beside the weights.
 constexpr int64_t kStagedBytes = 256 * 1024;
+// No kernel computes more neighbouring pixels at once.
+constexpr int64_t kTilePixels = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -85,15 +85,20 @@ Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t 
   const auto cut_panels = [&](int64_t independent) {
     return independent < threads && s.groups == 1 && panels >= threads ? threads : 1;
   };
+  // Threads that each write some words of every pixel's bits would pass its cache line to and fro.
+  const bool cut_rows_first = packed != nullptr;
   if (s.pointwise()) {
-    row_chunks_ = divide_up(pixels, kPointwisePixels);
+    if (cut_rows_first && pixels < threads * kPointwisePixels && pixels >= threads * kTilePixels)
+      task_pixels_ = divide_up(divide_up(pixels, threads), kTilePixels) * kTilePixels;
+    row_chunks_ = divide_up(pixels, task_pixels_);
     panel_chunks_ = cut_panels(row_chunks_);
     tasks_ = row_chunks_ * panel_chunks_;
     return;
   }
   const bool whole_images = s.images >= 4 * threads || s.images % threads == 0;
   if (!whole_images) {
-    panel_chunks_ = panels % threads == 0 ? cut_panels(s.images) : 1;
+    const bool few_rows = s.out_height < 2 * threads;
+    if (panels % threads == 0 && (few_rows || !cut_rows_first)) panel_chunks_ = cut_panels(s.images);
     if (panel_chunks_ == 1) row_chunks_ = std::min(s.out_height, 2 * threads);
   }
   const int64_t image_bytes = s.height * weights_.kernel().strip->row_bytes(s.width, s.group_channels());
@@ -158,8 +163,8 @@ void Conv2dPlan::run_pointwise(int64_t task, std::vector<uint8_t>& scratch) cons
   const StripKernel& kernel = *weights_.kernel().strip;
   const int64_t words = words_for(s.channels);
   const int64_t total = s.images * s.out_height * s.out_width;
-  const int64_t first = task / panel_chunks_ * kPointwisePixels;
-  const int64_t pixels = std::min(kPointwisePixels, total - first);
+  const int64_t first = task / panel_chunks_ * task_pixels_;
+  const int64_t pixels = std::min(task_pixels_, total - first);
   const Word* x = args_.x + first * words;
   Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1, nullptr};
   if (!kernel.words_as_they_are) {

@@ -35,10 +35,14 @@ class Conv2dPlan {
   void strip(const Run& run, int64_t group, int64_t panel, int64_t pixels, int64_t out_pixel, const int32_t* offsets,
              const int32_t* position_class) const;
 
+  // Rows of a linear layer, or pixels of a 1x1 convolution, that one task takes.
+  static constexpr int64_t kPointwisePixels = 64;
+
   Conv2dArgs args_;
   Prepared weights_;
   int64_t tasks_ = 0;
   int64_t row_chunks_ = 1;
+  int64_t task_pixels_ = kPointwisePixels;
   int64_t panel_chunks_ = 1;
   bool merge_bits_ = false;            // panels of several groups share output words
   std::vector<int32_t> row_class_;     // per output row
