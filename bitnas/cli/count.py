@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..packed import NetworkMemory
 
 
 def count(
@@ -22,8 +25,14 @@ def count(
     weight_bases: Annotated[int, typer.Option(help="Binary weight bases per layer, as in ABC-Net.")] = 1,
     activation_bases: Annotated[int, typer.Option(help="Binary activation bases per layer.")] = 1,
     frozen: Annotated[
-        bool, typer.Option("--frozen", help="Also freeze it, with random weights, and say what its file takes.")
+        bool,
+        typer.Option(
+            "--frozen", help="Also freeze it, with random weights, and say what its file and its layers take."
+        ),
     ] = False,
+    memory: Annotated[
+        str, typer.Option(help="What --frozen keeps: fast (weights laid out for this machine too) or bits alone.")
+    ] = "fast",
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON: flops, bops, memory_bits and more, per layer too.")
     ] = False,
@@ -32,6 +41,8 @@ def count(
     from ..cost import count as count_network
     from .output import floats, integers, print_json
 
+    if memory != "fast" and not frozen:
+        raise ValueError(f"--memory={memory} is for --frozen, which is missing")
     code, size = floats("--ratios", ratios), integers("--input-size", input_size)
     options: dict[str, Any] = {
         "ratios": code[0] if code is not None and len(code) == 1 else code,
@@ -47,24 +58,30 @@ def count(
         activation_bases=activation_bases,
         **options,
     )
-    file_bytes = _frozen_bytes(model, input_size=size, **options) if frozen else None
+    found = _freeze(model, memory, input_size=size, **options) if frozen else None
     if json:
-        print_json(counted.to_dict() | ({} if file_bytes is None else {"frozen_bytes": file_bytes}))
+        sizes = {} if found is None else {"frozen_bytes": found[0], "frozen_memory": found[1].to_dict()}
+        print_json(counted.to_dict() | sizes)
         return
     typer.echo(str(counted))
-    if file_bytes is not None:
-        typer.echo(f"frozen, the network takes a file of {file_bytes:,} bytes")
+    if found is not None:
+        file_bytes, taken = found
+        typer.echo(
+            f"\nfrozen, the network takes a file of {file_bytes:,} bytes; in memory, bytes of its layers with "
+            f"memory={memory!r}:\n{taken}"
+        )
 
 
-def _frozen_bytes(model: str, **options: Any) -> int:
-    """Size of the file that `bitnas.save` writes for the network."""
+def _freeze(model: str, memory: Any, **options: Any) -> tuple[int, NetworkMemory]:
+    """Size of the file that `bitnas.save` writes for the network, and what its layers take in memory."""
     import tempfile
     from pathlib import Path
 
     from ..models import create_model
-    from ..packed import freeze, save
+    from ..packed import freeze, measure_memory, save
 
+    network = freeze(create_model(model, **options), memory=memory)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frozen.safetensors"
-        save(freeze(create_model(model, **options)), path)
-        return path.stat().st_size
+        save(network, path)
+        return path.stat().st_size, measure_memory(network)

@@ -21,22 +21,17 @@ from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed import fold
 from bitnas.packed.layers import (
     Affine,
+    Memory,
     Pack,
     PackedConv2d,
     PackedConv2dAdd,
     PackedLayer,
     PackedLinear,
     PackedMaxPool2d,
+    check_memory,
 )
-from bitnas.packed.network import (
-    INPUT,
-    RESERVED,
-    PackedNetwork,
-    Step,
-    float_layer_arguments,
-    float_layer_kind,
-    source_name,
-)
+from bitnas.packed.network import RESERVED, PackedNetwork
+from bitnas.packed.steps import INPUT, Step, float_layer_arguments, float_layer_kind, source_name
 
 Binary = BinaryConv2d | BinaryLinear
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -68,24 +63,28 @@ _POSITIONAL = {
 }
 
 
-def freeze(model: nn.Module) -> PackedNetwork:
+def freeze(model: nn.Module, *, memory: Memory = "fast") -> PackedNetwork:
     """Folds a trained model onto the packed kernels. The model itself is untouched.
 
     Args:
         model: any module whose forward torch.fx can trace, of bitnas.nn layers and the float layers and functions that
-            :mod:`bitnas.packed.network` lists. Its evaluation behaviour is frozen, whatever mode it is in.
+            :mod:`bitnas.packed.steps` lists. Its evaluation behaviour is frozen, whatever mode it is in.
+        memory: ``"fast"`` keeps weights laid out for the machine's kernels beside their bits, ``"bits"`` the bits
+            alone, which every call lays out anew: less memory, the same results, slower (see
+            :func:`bitnas.packed.measure_memory`). A file keeps the choice.
 
     Returns:
         A module with the same inputs and outputs, on the device of the model. Its state dict holds canonical bits.
 
     Raises:
         TypeError: not a module. ValueError: the model cannot be traced, holds a layer that cannot be frozen, or a value
-        that is not finite; the message names it.
+        that is not finite; the message names it. Another word for ``memory``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, PackedNetwork):
         raise ValueError("model is frozen already")
+    check_memory(memory)
     _check(model)
     device = _device(model)
     source = copy.deepcopy(model).cpu().eval()  # thresholds are found in float64, by the same arithmetic everywhere
@@ -97,7 +96,7 @@ def freeze(model: nn.Module) -> PackedNetwork:
             "values or shapes"
         ) from error
     with torch.no_grad():
-        return _Lowering(source, graph).network(_description(model)).to(device)
+        return _Lowering(source, graph).network(_description(model), memory).to(device)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -165,7 +164,7 @@ class _Lowering:
         self.layers: dict[str, nn.Module] = {}
         self.made: dict[tuple[fx.Node, str], str] = {}
 
-    def network(self, config: Any) -> PackedNetwork:
+    def network(self, config: Any, memory: Memory) -> PackedNetwork:
         inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise ValueError(f"a frozen network takes one input, this model takes {len(inputs)}")
@@ -181,7 +180,7 @@ class _Lowering:
         last = self.floats(output)
         if not self.steps or last != self.steps[-1].name:
             raise ValueError("the model's output is its input: there is nothing to freeze")
-        return PackedNetwork(self.steps, self.layers, config)
+        return PackedNetwork(self.steps, self.layers, config, memory)
 
     def may_fold(self, node: fx.Node) -> bool:
         """Whether the value may never exist in float: a batch norm, a pool, a convolution that its norm folds into."""
@@ -336,7 +335,7 @@ class _Lowering:
         flip_words = ops._pack(flip.float()[None], 0.5)[0]
         if pool is None:
             packed.flip = flip_words
-        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed.prepare())
+        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed)
         if pool is None:
             return name
         pooled = _packed_pool(cast(nn.MaxPool2d, self.module(pool)), layer.weight.shape[0], flip_words)
@@ -372,7 +371,7 @@ class _Lowering:
         if kind is None:
             raise ValueError(
                 f"{node.target} is a {type(module).__name__}, which a frozen network cannot hold; use the layers of "
-                "bitnas.nn and the float layers listed in bitnas.packed.network"
+                "bitnas.nn and the float layers listed in bitnas.packed.steps"
             )
         try:
             arguments = float_layer_arguments(kind, module)
@@ -387,7 +386,7 @@ class _Lowering:
         packed = _packed_dot(layer, "float")
         if pool is None:
             packed.scale, packed.bias = affine.scale, affine.bias
-        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed.prepare())
+        name = self.emit(dot, "", _kind(layer), [self.packed_input(dot)], packed)
         if pool is None:
             return name
         pool_module = cast(nn.MaxPool2d, self.module(pool))
@@ -415,7 +414,7 @@ class _Lowering:
             affine = _affine(layer, norm, str(dot.target))
             packed.scale, packed.bias = affine.scale, affine.bias
             inputs = [self.packed_input(dot), self.floats(other)]
-            return self.emit(dot, "", "conv2d_add", inputs, packed.prepare())
+            return self.emit(dot, "", "conv2d_add", inputs, packed)
         return None
 
     def function(self, node: fx.Node) -> str:
@@ -443,7 +442,11 @@ class _Lowering:
             raise ValueError(
                 f"{node.name}: {kind} cannot be frozen with {arguments}; it takes tensors by position, and numbers"
             ) from error
-        return self.emit(node, "", kind, [self.floats(tensor) for tensor in tensors], None, **arguments)
+        inputs, layer = [self.floats(tensor) for tensor in tensors], None
+        if kind == "max_pool2d":
+            kind, layer = "float_max_pool2d", nn.MaxPool2d(**arguments)
+            arguments = float_layer_arguments(kind, layer)
+        return self.emit(node, "", kind, inputs, layer, **arguments)
 
     def channels(self, node: fx.Node) -> int | None:
         """Channels of a value that a batch norm, convolution or pool of one makes."""

@@ -4,15 +4,26 @@ What a kernel wants its weights to look like is made from them when a layer is b
 A layer is described by plain numbers and words (its ``spec``), from which an empty one can be built and then filled.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnas import ops
 
 Epilogue = Literal["int32", "float", "bits"]
+Memory = Literal["fast", "bits"]
 _ops = torch.ops.bitnas
+
+
+def check_memory(memory: str) -> None:
+    """Raises ValueError for a word that does not say what to keep in memory."""
+    if memory not in get_args(Memory):
+        raise ValueError(
+            f"memory must be 'fast' (weights laid out once, beside their bits) or 'bits' (laid out anew in every "
+            f"call), got {memory!r}"
+        )
 
 
 def _check_activations(activations: str) -> None:
@@ -55,6 +66,9 @@ class Pack(PackedLayer):
         return _ops.pack_channels.default(x, self.threshold, self.direction)
 
 
+_TERMS: dict[Epilogue, tuple[str, ...]] = {"int32": (), "float": ("scale", "bias"), "bits": ("threshold", "flip")}
+
+
 class _PackedDot(PackedLayer):
     """What the convolution and the linear layer share: packed weights, their prepared form, the epilogue's terms."""
 
@@ -80,23 +94,29 @@ class _PackedDot(PackedLayer):
             self.register_buffer("flip", torch.zeros(ops.words_for(out), dtype=torch.int64))
         self.epilogue: Epilogue = epilogue
         self.unit = activations == "unit"
+        self.memory: Memory = "fast"
         self.prepared = None
 
-    def _prepare_arguments(self) -> tuple[int, int]:
+    def _prepare_arguments(self) -> tuple[int, ...]:
+        """Of ``prepare_weight``, after the weight: input channels, groups, and what else its kernel is chosen by."""
         raise NotImplementedError
 
     def check_tail(self, name: str) -> None:
         """Raises ValueError where the weight has ones past its last channel: they would count in every dot product."""
-        in_channels, groups = self._prepare_arguments()
+        in_channels, groups, *_ = self._prepare_arguments()
         channels = in_channels // groups
         if channels % 64 and (self.weight[..., -1] >> channels % 64).any():
             raise ValueError(f"{name}.weight has bits past its {channels} channels")
 
     def prepare(self) -> Self:
-        """Lays the weights out for the kernel of the device and instruction set they are on now."""
-        on_device = self.weight.device.type in ("cpu", "cuda")
-        self.prepared = _ops.prepare_weight(self.weight, *self._prepare_arguments()) if on_device else None
+        """Lays the weights out for the kernel of the device and instruction set they are on now, if that is kept."""
+        keeps = self.memory == "fast" and self.weight.device.type in ("cpu", "cuda")
+        self.prepared = _ops.prepare_weight(self.weight, *self._prepare_arguments()) if keeps else None
         return self
+
+    def prepared_bytes(self) -> int:
+        """What is kept beside the saved tensors, so that calls are fast."""
+        return 0 if self.prepared is None else self.prepared.nbytes
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -111,10 +131,10 @@ class _PackedDot(PackedLayer):
         super()._load_from_state_dict(*args, **kwargs)
         self.prepare()
 
-    def _terms(self) -> tuple[Tensor, ...]:
-        if self.epilogue == "float":
-            return self.scale, self.bias
-        return (self.threshold, self.flip) if self.epilogue == "bits" else ()
+    def _operands(self) -> tuple[Tensor | None, ...]:
+        """Weights and the epilogue's terms, from the dict: a buffer read as an attribute costs ten times more."""
+        buffers = self._buffers
+        return buffers["weight"], self.prepared, *[buffers[name] for name in _TERMS[self.epilogue]]
 
 
 class PackedConv2d(_PackedDot):
@@ -152,11 +172,12 @@ class PackedConv2d(_PackedDot):
         self._geometry = (in_channels, *stride, *padding, *dilation, groups, self.unit)
         self._run = getattr(_ops, f"conv2d_{epilogue}").default
 
-    def _prepare_arguments(self) -> tuple[int, int]:
-        return self.spec["in_channels"], self.spec["groups"]
+    def _prepare_arguments(self) -> tuple[int, ...]:
+        spec = self.spec
+        return spec["in_channels"], spec["groups"], *spec["stride"], *spec["dilation"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry)
+        return self._run(x, *self._operands(), *self._geometry)
 
     def prepare(self) -> Self:
         super().prepare()
@@ -167,18 +188,27 @@ class PackedConv2d(_PackedDot):
             self._cuts = {value: torch.full_like(self._ones, value) for value in ops.THRESHOLDS.values()}
         return self
 
-    def run_and_pack(self, pack: Pack, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The floats, and what ``pack`` makes of them; epilogue ``"float"`` only."""
-        return self._float_bits(pack, x, None)
+    def prepared_bytes(self) -> int:
+        constants = [self._ones, *self._cuts.values()] if self.epilogue == "float" else []
+        return super().prepared_bytes() + sum(tensor.nbytes for tensor in constants)
 
-    def _float_bits(self, pack: Pack, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def floats(self, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None) -> Tensor:
+        """What the layer gives, plus ``residual``, through a PReLU with ``slope``; epilogue ``"float"`` only.
+
+        Args:
+            residual: float32 of the output's shape. slope: float32 ``[out]``.
+        """
+        return self._run(x, *self._operands(), *self._geometry, residual, slope)
+
+    def floats_and_bits(
+        self, pack: Pack, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and what ``pack`` makes of it."""
         if pack.spec["channels"] is None:
             cut, direction = self._cuts[pack.plain_threshold], self._ones
         else:
             cut, direction = pack.threshold, pack.direction
-        return _ops.conv2d_float_bits.default(
-            x, self.weight, self.prepared, self.scale, self.bias, cut, direction, *self._geometry, residual
-        )
+        return _ops.conv2d_float_bits.default(x, *self._operands(), cut, direction, *self._geometry, residual, slope)
 
     def dots(self, x: Tensor) -> Tensor:
         """The int32 dot products behind the epilogue."""
@@ -192,31 +222,36 @@ class PackedConv2dAdd(PackedConv2d):
         super().__init__(**spec)
         if self.epilogue != "float":
             raise ValueError(f"epilogue must be 'float' where something is added, got {self.epilogue!r}")
+        spec = self.spec
+        extents = [d * (k - 1) + 1 for d, k in zip(spec["dilation"], spec["kernel_size"], strict=True)]
+        # Of each side: what the window takes off, and the stride.
+        self._sides = [(e - 2 * p, s) for e, p, s in zip(extents, spec["padding"], spec["stride"], strict=True)]
+        self._out_channels = spec["out_channels"]
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
-        if not self._fuses(x, other):
-            return super().forward(x) + other  # by torch's rules of broadcasting
-        other = other.contiguous(memory_format=torch.channels_last)
-        return self._run(x, self.weight, self.prepared, *self._terms(), *self._geometry, other)
+        return self.floats(x, other)
 
-    def run_and_pack(self, pack: Pack, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if not self._fuses(x, other):
-            y = super().forward(x) + other
-            return y, pack(y)
-        return self._float_bits(pack, x, other.contiguous(memory_format=torch.channels_last))
+    def floats(self, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None) -> Tensor:
+        assert residual is not None
+        if self._fuses(x, residual):
+            return super().floats(x, residual.contiguous(memory_format=torch.channels_last), slope)
+        y = super().floats(x) + residual  # by torch's rules of broadcasting
+        return y if slope is None else F.prelu(y, slope)
 
-    def _fuses(self, x: Tensor, other: Tensor) -> bool:
-        return other.dtype == torch.float32 and other.shape == self._out_shape(x)
+    def floats_and_bits(
+        self, pack: Pack, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        assert residual is not None
+        if self._fuses(x, residual):
+            return super().floats_and_bits(pack, x, residual.contiguous(memory_format=torch.channels_last), slope)
+        y = self.floats(x, residual, slope)
+        return y, pack(y)
 
-    def _out_shape(self, x: Tensor) -> tuple[int, ...]:
-        spec = self.spec
-        sides = [
-            (x.shape[1 + i] + 2 * spec["padding"][i] - spec["dilation"][i] * (spec["kernel_size"][i] - 1) - 1)
-            // spec["stride"][i]
-            + 1
-            for i in range(2)
-        ]
-        return (x.shape[0], spec["out_channels"], *sides)
+    def _fuses(self, x: Tensor, residual: Tensor) -> bool:
+        _, height, width, _ = x.shape
+        (cut_h, stride_h), (cut_w, stride_w) = self._sides
+        out = (x.shape[0], self._out_channels, (height - cut_h) // stride_h + 1, (width - cut_w) // stride_w + 1)
+        return residual.shape == out and residual.dtype == torch.float32
 
 
 class PackedLinear(_PackedDot):
@@ -234,11 +269,11 @@ class PackedLinear(_PackedDot):
         }
         self._run = getattr(_ops, f"linear_{epilogue}").default
 
-    def _prepare_arguments(self) -> tuple[int, int]:
+    def _prepare_arguments(self) -> tuple[int, ...]:
         return self.spec["in_features"], 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.weight, self.prepared, *self._terms(), self.spec["in_features"], self.unit)
+        return self._run(x, *self._operands(), self.spec["in_features"], self.unit)
 
     def dots(self, x: Tensor) -> Tensor:
         """The int32 dot products behind the epilogue."""

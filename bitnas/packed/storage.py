@@ -7,7 +7,7 @@ import torch
 
 from bitnas import __version__
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
-from bitnas.packed.layers import PackedConv2d, PackedLinear
+from bitnas.packed.layers import Memory, PackedConv2d, PackedLinear, check_memory
 from bitnas.packed.network import PackedNetwork
 
 _FORMAT = "bitnas.packed/1"
@@ -29,20 +29,25 @@ def save(frozen: PackedNetwork, path: str | os.PathLike[str]) -> None:
     save_tensors(path, tensors, metadata | frozen.describe())
 
 
-def load(path: str | os.PathLike[str]) -> PackedNetwork:
+def load(path: str | os.PathLike[str], *, memory: Memory | None = None) -> PackedNetwork:
     """Reads a frozen network and prepares its weights for this machine. Runs no code of the file's.
+
+    Args:
+        memory: ``"fast"`` or ``"bits"`` as in :func:`bitnas.freeze`; None for what the file says.
 
     Raises:
         CorruptFileError (a ValueError): the file is damaged, or not a frozen network, or made under other conventions.
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none. ValueError: another word for ``memory``.
     """
+    if memory is not None:
+        check_memory(memory)
     tensors, metadata = load_tensors(path, expected_format=_FORMAT)
     if metadata.get("conventions") != _CONVENTIONS:
         raise CorruptFileError(path, f"was made under other bit conventions: {metadata.get('conventions')}")
     try:
         # Sizes are compared before any memory is taken: a description may ask for more than there is.
         with torch.device("meta"):
-            network = PackedNetwork.from_description(metadata)
+            network = PackedNetwork.from_description(metadata, memory)
         for name, empty in network.state_dict().items():
             if name in tensors and tensors[name].dtype != empty.dtype:
                 raise ValueError(f"{name} is {tensors[name].dtype}, expected {empty.dtype}")

@@ -18,7 +18,8 @@ from bitnas import ops, reference
 from bitnas.nn import BinaryConv2d, BinaryLinear
 from bitnas.packed.freeze import freeze
 from bitnas.packed.layers import PackedConv2d, PackedConv2dAdd, PackedLinear
-from bitnas.packed.network import PackedNetwork, source_name
+from bitnas.packed.network import PackedNetwork
+from bitnas.packed.steps import source_name
 
 Binary = BinaryConv2d | BinaryLinear
 

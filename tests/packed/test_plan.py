@@ -1,0 +1,202 @@
+"""How a frozen network runs: whatever steps share a call or a block, every value is that of its step alone."""
+
+import copy
+
+import pytest
+import torch
+from definition import randomise
+from torch import nn
+
+import bitnas
+from bitnas.nn import BinaryConv2d
+from bitnas.packed import plan
+from bitnas.packed.steps import FUNCTIONS, INPUT
+
+
+class User(nn.Module):
+    """A module made of a forward function and the layers it uses."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(cin=3, cout=8, kernel=3, *, padding=1, scheme="xnor", **options):
+    return BinaryConv2d(cin, cout, kernel, padding=padding, scheme=scheme, **options)
+
+
+def images(*shape):
+    return torch.randn(shape or (3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def step_by_step(frozen, x, traced):
+    """Every step by its own layer or function, in order. A float convolution may round other batches in another way, so
+    from there on it is the traced value."""
+    values = {INPUT: x}
+    for step in frozen.steps:
+        run = getattr(frozen, step.name, None) or FUNCTIONS[step.kind]
+        arguments = {} if isinstance(run, nn.Module) else step.arguments
+        value = run(*[values[name] for name in step.inputs], **arguments)
+        if isinstance(run, nn.Conv2d) and value.numel():
+            assert (traced[step.name] - value).abs().max() <= 1e-5 * value.abs().max()
+            value = traced[step.name]
+        values[step.name] = value
+    return values
+
+
+def check(frozen, x):
+    traced = frozen.values(x)
+    wanted = step_by_step(frozen, x, traced)
+    assert traced.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(traced[name], value), name
+    assert torch.equal(frozen(x), wanted[frozen.steps[-1].name])
+
+
+def calls(frozen, kind):
+    return [call for call, _ in frozen._plan if isinstance(call, kind)]
+
+
+def stem_network(relu=True, pool=True):
+    layers = [nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12)]
+    layers += [nn.ReLU()] * relu + [nn.MaxPool2d(2)] * pool
+    return randomise(nn.Sequential(*layers, conv(12, 9), nn.BatchNorm2d(9), conv(9, 4, scheme="dorefa")))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3000, 1 << 30])
+@pytest.mark.parametrize("name", ["vgg_small", "resnet18", "relu and pool", "relu", "neither"])
+def test_images_in_blocks(name, block_bytes, monkeypatch, threads):
+    if name in ("vgg_small", "resnet18"):
+        options = {} if name == "vgg_small" else {"stem": "imagenet"}
+        model = bitnas.create_model(name, base_width=0.1, input_size=(3, 16, 16), num_classes=5, **options)
+        randomise(model, 3)
+    else:
+        model = stem_network("relu" in name, "pool" in name)
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", block_bytes)
+    frozen = bitnas.freeze(model)
+    assert len(calls(frozen, plan.Blocks)) == 1
+    with threads():
+        for batch in (0, 1, 2, 5):
+            x = images(batch, 3, 16, 16)
+            check(frozen, x)
+            blocks = frozen._plan[0].call.blocks(frozen._modules, x)
+            assert sum(len(block) for block in blocks) == batch
+            assert len(blocks) == (max(1, batch) if block_bytes == 1 else len(blocks))
+
+
+def test_a_block_ends_where_images_meet_or_values_join():
+    def forward(m, x):
+        y = m.stem(x)
+        return m.c(m.pool(y)) + m.d(y).mean((2, 3), keepdim=True)
+
+    layers = {"stem": nn.Conv2d(3, 8, 3, padding=1), "pool": nn.MaxPool2d(3, 1, 1), "c": conv(8, 4), "d": conv(8, 4)}
+    frozen = bitnas.freeze(randomise(User(forward, **layers)))
+    (blocks,) = calls(frozen, plan.Blocks)
+    assert {"stem_pack", "pool_pack"} & {name for call in blocks.calls for name in call.names}
+    assert not any("mean" in name for name in blocks.names)
+    check(frozen, images(4, 3, 8, 8))
+
+
+def test_no_blocks_where_a_network_does_not_begin_with_floats():
+    frozen = bitnas.freeze(nn.Sequential(conv(), nn.Conv2d(8, 4, 1), nn.ReLU(), conv(4, 4)))
+    assert not calls(frozen, plan.Blocks)
+    assert not calls(bitnas.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())), plan.Blocks)
+    check(frozen, images())
+
+
+def prelu_network(slopes, residual, packs):
+    def forward(m, x):
+        y = m.bn(m.a(x))
+        z = m.bn_b(m.b(y))
+        z = m.prelu(z + y if residual else z)
+        return m.c(z) + z if packs else z.mean((2, 3))
+
+    layers = {"a": conv(3, 66), "bn": nn.BatchNorm2d(66), "b": conv(66, 66), "bn_b": nn.BatchNorm2d(66)}
+    model = User(forward, prelu=nn.PReLU(slopes), c=conv(66, 66), **layers)
+    randomise(model, 2)
+    nn.init.uniform_(model.prelu.weight, -1, 1)
+    return model
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["floats", "floats and bits"])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("slopes", [1, 66])
+def test_a_prelu_runs_in_the_epilogue_before_it(slopes, residual, packs, isa):
+    model = prelu_network(slopes, residual, packs)
+    frozen = bitnas.freeze(model)
+    fused = [call for call in calls(frozen, plan._BinaryConv2d) if call.prelu == "prelu"]
+    assert len(fused) == 1
+    assert (fused[0].pack is not None) == packs
+    x = images(2, 3, 7, 7)
+    check(frozen, x)
+    assert bitnas.verify(model, frozen, x).ok
+
+
+def test_a_prelu_of_a_value_that_others_read_stays_a_step_of_its_own():
+    def forward(m, x):
+        y = m.a(x)
+        return m.prelu(y) + y
+
+    frozen = bitnas.freeze(User(forward, a=conv(), prelu=nn.PReLU(8)))
+    assert not any(call.prelu for call in calls(frozen, plan._BinaryConv2d))
+    check(frozen, images())
+
+
+def test_a_prelu_at_the_end_and_a_residual_that_broadcasts():
+    def forward(m, x):
+        y = m.a(x)
+        return m.prelu(m.b(y) + y.mean((2, 3), keepdim=True))
+
+    frozen = bitnas.freeze(User(forward, a=conv(), b=conv(8, 8), prelu=nn.PReLU(8, init=-0.3)))
+    assert [call.prelu for call in calls(frozen, plan._BinaryConv2d)] == [None, "prelu"]
+    check(frozen, images())
+
+
+def test_values_are_freed_after_their_last_reader():
+    frozen = bitnas.freeze(bitnas.create_model("resnet18", base_width=0.1, input_size=(3, 16, 16), num_classes=5))
+    live = {INPUT}
+    for call, done in frozen._plan:
+        assert set(call.inputs) <= live
+        live |= set(call.names)
+        assert set(done) <= live
+        live -= set(done)
+    assert live == {frozen.steps[-1].name}
+
+
+def test_a_copy_runs_its_own_layers():
+    frozen = bitnas.freeze(stem_network())
+    x, copied = images(3, 3, 16, 16), copy.deepcopy(frozen)
+    wanted = frozen(x)
+    assert torch.equal(copied(x), wanted)
+    copied.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in frozen.state_dict().items()})
+    assert not torch.equal(copied(x), wanted)
+    assert torch.equal(frozen(x), wanted)
+
+
+def test_float_convolutions_are_laid_out_for_the_processor_and_saved_as_ever(tmp_path):
+    frozen = bitnas.freeze(stem_network())
+    stem = frozen.get_submodule("0")
+    assert stem.weight.is_contiguous(memory_format=torch.channels_last)
+    bitnas.save(frozen, tmp_path / "net.safetensors")
+    loaded = bitnas.load(tmp_path / "net.safetensors")
+    assert loaded.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)
+    loaded.load_state_dict({name: tensor.clone() for name, tensor in frozen.state_dict().items()}, assign=True)
+    assert loaded.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)
+    x = images(3, 3, 16, 16)
+    assert torch.equal(loaded(x), frozen(x))
+
+
+def test_a_pooling_function_survives_a_file(tmp_path):
+    layers = {"a": conv(), "b": conv(8, 4)}
+    model = User(lambda m, x: m.b(torch.nn.functional.max_pool2d(m.a(x), 3, 2, padding=1)), **layers)
+    frozen, x = bitnas.freeze(model.eval()), images()
+    torch.testing.assert_close(frozen(x), model(x))
+    bitnas.save(frozen, tmp_path / "net.safetensors")
+    loaded = bitnas.load(tmp_path / "net.safetensors")
+    assert loaded.steps == frozen.steps
+    assert torch.equal(loaded(x), frozen(x))
