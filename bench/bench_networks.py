@@ -33,7 +33,6 @@ from bitnas.cost.latency import thread_count
 from bitnas.cost.timing import Timing, time_interleaved
 from bitnas.files import write_json_atomic
 from bitnas.packed import PackedNetwork, measure_memory
-from bitnas.packed.plan import Blocks, Call
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -231,23 +230,11 @@ def parts(frozen: PackedNetwork, x: Tensor, seconds: float) -> dict[str, float]:
 def _timed_pass(frozen: PackedNetwork, x: Tensor, kinds: dict[str, str], spent: dict[str, float]) -> None:
     modules: dict[str, Any] = frozen._modules
 
-    def run(call: Call, values: dict[str, Tensor]) -> None:
-        if not isinstance(call, Blocks):
-            start = time.perf_counter()
-            call.run(modules, values)
-            spent[kinds[getattr(call, "name", call.names[0])]] += time.perf_counter() - start
-            return
-        blocks = []
-        for block in call.blocks(modules, values["input"]):
-            blocks.append({"input": block})
-            for part in call.calls:
-                run(part, blocks[-1])
-        for name in call.names:
-            values[name] = blocks[0][name] if len(blocks) == 1 else torch.cat([block[name] for block in blocks])
-
     values = {"input": x}
     for call, done in frozen._plan:
-        run(call, values)
+        start = time.perf_counter()
+        call.run(modules, values)
+        spent[kinds[call.step]] += time.perf_counter() - start
         for name in done:
             del values[name]
 

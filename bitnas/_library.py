@@ -145,6 +145,27 @@ def _(packed, channels, unit):
     return packed.new_empty((*packed.shape[:-1], channels), dtype=torch.float32)
 
 
+def _float_conv2d_sizes(x: Tensor, weight: Tensor, geometry: tuple) -> tuple[int, int, int, int]:
+    sh, sw, ph, pw, _, pool_h, pool_w, pool_sh, pool_sw, pool_ph, pool_pw = geometry
+    height = _out_size(x.shape[2], ph, 1, weight.shape[0], sh)
+    width = _out_size(x.shape[3], pw, 1, weight.shape[1], sw)
+    height, width = _out_size(height, pool_ph, 1, pool_h, pool_sh), _out_size(width, pool_pw, 1, pool_w, pool_sw)
+    return x.shape[0], weight.shape[3], height, width
+
+
+@torch.library.register_fake("bitnas::float_conv2d")
+def _(x, weight, bias, *geometry):
+    return x.new_empty(_float_conv2d_sizes(x, weight, geometry)).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("bitnas::float_conv2d_bits")
+def _(x, weight, bias, cut, direction, floats, *geometry):
+    images, channels, height, width = _float_conv2d_sizes(x, weight, geometry)
+    sizes = (images, channels, height, width)
+    made = x.new_empty(sizes).to(memory_format=torch.channels_last) if floats else x.new_empty(0)
+    return made, x.new_empty((images, height, width, words_for(channels)), dtype=torch.int64)
+
+
 @torch.library.register_fake("bitnas::prepare_weight")
 def _(weight, in_channels, groups, stride_h=1, stride_w=1, dilation_h=1, dilation_w=1, positions=0):
     raise NotImplementedError(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUILD = Path(os.environ.get("BITNAS_BUILD_DIR", ROOT / "build" / "cmake"))
-NAMES = [f"{family}_{isa}" for family in ("pack", "xnor") for isa in ("avx2", "avx512")]
+NAMES = [f"{family}_{isa}" for family in ("float_conv2d", "pack", "xnor") for isa in ("avx2", "avx512")]
 NAMES += [f"conv2d_amx_{algorithm}" for algorithm in ("direct", "bits", "winograd1d", "winograd2d")]
 
 

@@ -58,6 +58,12 @@ class Pack(PackedLayer):
             self.register_buffer("threshold", torch.zeros(channels))
             self.register_buffer("direction", torch.ones(channels))
 
+    def cuts(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Threshold and direction of each channel: its own, or the plain binarizer's."""
+        if self.spec["channels"] is not None:
+            return self.threshold, self.direction
+        return torch.full((channels,), self.plain_threshold), torch.ones(channels)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnas.packed.layers import Memory, PackedConv2d, PackedLinear, check_memory
-from bitnas.packed.plan import lay_out, make_plan
+from bitnas.packed.plan import make_plan
 from bitnas.packed.steps import FUNCTIONS as FUNCTIONS
 from bitnas.packed.steps import INPUT, INPUT_COUNTS, Step, build_layer
 
@@ -62,8 +62,8 @@ class PackedNetwork(nn.Module):
             if isinstance(layer, PackedConv2d | PackedLinear):
                 layer.memory = memory
                 layer.prepare()
-        self._lay_out()
         self._plan = make_plan(self.steps, layers)
+        self._lay_out()
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -121,8 +121,9 @@ class PackedNetwork(nn.Module):
         return self
 
     def _lay_out(self) -> None:
-        for layer in self.children():
-            lay_out(layer)
+        if not any(tensor.is_meta for tensor in self.parameters()):
+            for call, _ in self._plan:
+                call.prepare(self._modules)
 
     def train(self, mode: bool = True) -> "PackedNetwork":
         """A frozen network only evaluates. Raises ValueError for ``train(True)``."""

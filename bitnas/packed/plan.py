@@ -1,8 +1,8 @@
 """How a frozen network runs: its steps as calls, several steps in one call where that saves a pass over memory.
 
-Binary layers are exact whatever call they are in. Float layers compute what torch computes, in the memory layout and
-block of images that the processor likes best; a GPU, and torch.compile, get them as torch has them. A call is data: it
-names its layers, which are looked up when it runs, so that a deep copy of a network runs its own.
+Binary layers are exact whatever call they are in, and so, on a CPU, is a float convolution of few channels with what
+follows it. Other float layers, and all of them on a GPU, compute what torch computes. A call is data: it names its
+layers, which are looked up when it runs, so that a deep copy of a network runs its own.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bitnas.packed.layers import PackedConv2d
-from bitnas.packed.steps import FUNCTIONS, INPUT, Step
+from bitnas.packed.steps import FUNCTIONS, Step
 
 Modules = dict[str, Any]
 Values = dict[str, Tensor]
 
-# Float values of one block of images: what stays in a core's cache, and what the allocator hands out again. (Memory of
-# 32 MB and more comes zeroed from the operating system, page by page, in every call.)
-_BLOCK_BYTES = 1 << 21
+_float_conv2d = torch.ops.bitnas.float_conv2d.default
+_float_conv2d_bits = torch.ops.bitnas.float_conv2d_bits.default
+_NO_POOL = (1, 1, 1, 1, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Call:
     names: tuple[str, ...]
     inputs: tuple[str, ...]
 
+    @property
+    def step(self) -> str:
+        """The first step that the call stands for."""
+        return self.names[0]
+
     def run(self, modules: Modules, values: Values) -> None:
         """Adds ``names`` to the values."""
         raise NotImplementedError
@@ -37,6 +42,9 @@ class Call:
     def trace(self, modules: Modules, values: Values) -> None:
         """Adds the value of every step that the call stands for."""
         self.run(modules, values)
+
+    def prepare(self, modules: Modules) -> None:
+        """Gives float weights the strides that are read fastest. Their values and shapes stay."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,91 @@ class _Function(Call):
 
 
 @dataclass(frozen=True)
+class _Stem(Call):
+    """A float convolution of few channels with the ReLU, max-pool and packing behind it, rounded alike on every CPU.
+
+    ``chain``: the steps but the one that packs, in order.
+    """
+
+    chain: tuple[str, ...]
+    relu: bool
+    pool: str | None
+    pack: str | None
+
+    @property
+    def step(self) -> str:
+        return self.chain[0]
+
+    def run(self, modules: Modules, values: Values) -> None:
+        x = values[self.inputs[0]]
+        if not _on_cpu(x):
+            made = self._by_steps(modules, x)
+            values.update({name: made[name] for name in self.names})
+            return
+        conv, last = modules[self.chain[0]], self.chain[-1]
+        pool = _NO_POOL if self.pool is None else _window(modules[self.pool])
+        geometry = (*conv.stride, *conv.padding, self.relu, *pool)
+        if self.pack is None:
+            values[last] = _float_conv2d(*_operands(x, conv), *geometry)
+            return
+        wanted = last in self.names
+        cuts = modules[self.pack].cuts(conv.out_channels)
+        floats, values[self.pack] = _float_conv2d_bits(*_operands(x, conv), *cuts, wanted, *geometry)
+        if wanted:
+            values[last] = floats
+
+    def trace(self, modules: Modules, values: Values) -> None:
+        values.update(self._by_steps(modules, values[self.inputs[0]]))
+        self.run(modules, values)
+
+    def _by_steps(self, modules: Modules, x: Tensor) -> Values:
+        conv = modules[self.chain[0]]
+        geometry = (*conv.stride, *conv.padding, False, *_NO_POOL)
+        y = _float_conv2d(*_operands(x, conv), *geometry) if _on_cpu(x) else conv(x)
+        made = {self.chain[0]: y}
+        for name in self.chain[1:]:
+            y = made[name] = modules[name](y) if name in modules else y.relu()
+        if self.pack is not None:
+            made[self.pack] = modules[self.pack](y)
+        return made
+
+    def prepare(self, modules: Modules) -> None:
+        conv = modules[self.chain[0]]
+        weight = conv.weight.data
+        by_taps = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+        conv.weight.data = by_taps if weight.device.type == "cpu" else weight.contiguous()
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.dim() == 4 and x.device.type == "cpu"
+
+
+def _operands(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    return x, conv.weight.permute(2, 3, 1, 0).contiguous(), conv.bias
+
+
+def _window(pool: nn.MaxPool2d) -> tuple[int, ...]:
+    return *_pair(pool.kernel_size), *_pair(pool.stride), *_pair(pool.padding)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@dataclass(frozen=True)
 class _FloatConv2d(Call):
     def run(self, modules: Modules, values: Values) -> None:
         x = values[self.inputs[0]]
         if x.dim() == 4 and not x.is_cuda:
             x = x.contiguous(memory_format=torch.channels_last)
         values[self.names[0]] = modules[self.names[0]](x)
+
+    def prepare(self, modules: Modules) -> None:
+        weight = modules[self.names[0]].weight
+        wanted = torch.channels_last if weight.device.type == "cpu" else torch.contiguous_format
+        weight.data = weight.data.contiguous(memory_format=wanted)
 
 
 @dataclass(frozen=True)
@@ -70,6 +157,10 @@ class _BinaryConv2d(Call):
     name: str
     prelu: str | None
     pack: str | None
+
+    @property
+    def step(self) -> str:
+        return self.name
 
     def run(self, modules: Modules, values: Values) -> None:
         layer: PackedConv2d = modules[self.name]
@@ -91,48 +182,6 @@ class _BinaryConv2d(Call):
             values[self.name] = modules[self.name](*[values[name] for name in self.inputs])
 
 
-@dataclass(frozen=True)
-class Blocks(Call):
-    """Calls that the network begins with, on a few images at a time."""
-
-    calls: tuple[Call, ...]
-    inside: tuple[str, ...]  # values of theirs that nobody else reads
-
-    def run(self, modules: Modules, values: Values) -> None:
-        blocks = self.blocks(modules, values[INPUT])
-        if len(blocks) == 1:
-            for call in self.calls:
-                call.run(modules, values)
-            for name in self.inside:
-                del values[name]
-            return
-        parts = []
-        for block in blocks:
-            part = {INPUT: block}
-            for call in self.calls:
-                call.run(modules, part)
-            parts.append([part[name] for name in self.names])
-        values.update(zip(self.names, map(torch.cat, zip(*parts, strict=True)), strict=True))
-
-    def trace(self, modules: Modules, values: Values) -> None:
-        parts = []
-        for block in self.blocks(modules, values[INPUT]):
-            part = {INPUT: block}
-            for call in self.calls:
-                call.trace(modules, part)
-            del part[INPUT]
-            parts.append(part)
-        values.update({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-    def blocks(self, modules: Modules, x: Tensor) -> tuple[Tensor, ...]:
-        if x.dim() != 4 or x.shape[0] < 2 or x.is_cuda or torch.compiler.is_compiling():
-            return (x,)
-        conv = modules[self.calls[0].names[0]]
-        pixels = x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-        images = _BLOCK_BYTES * torch.get_num_threads() // max(1, 4 * conv.out_channels * pixels)
-        return x.split(max(1, images))
-
-
 class Line(NamedTuple):
     """A call, and the values that nobody reads after it."""
 
@@ -142,8 +191,7 @@ class Line(NamedTuple):
 
 def make_plan(steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> tuple[Line, ...]:
     """The calls that compute the steps, in order."""
-    planner = _Planner(steps, layers)
-    calls = planner.in_blocks(planner.calls())
+    calls = _Planner(steps, layers).calls()
     last_use = {name: i for i, call in enumerate(calls) for name in call.names}
     last_use |= {name: i for i, call in enumerate(calls) for name in call.inputs}
     last_use.pop(steps[-1].name)
@@ -153,18 +201,19 @@ def make_plan(steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> tuple[Li
     return tuple(Line(call, tuple(names)) for call, names in zip(calls, done, strict=True))
 
 
-# Steps that treat every image by itself, and may share a block of images with the float convolution before them.
-_BY_IMAGE = (
-    "pack", "relu", "float_conv2d", "float_batch_norm2d", "float_relu", "float_prelu", "float_hardtanh",
-    "float_max_pool2d", "float_avg_pool2d",
-)  # fmt: skip
+# Image channels, and then some: with more of them a general matrix product does as well.
+_STEM_CHANNELS = 16
+
+
+def _is_stem(conv: nn.Conv2d) -> bool:
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return plain and not isinstance(conv.padding, str) and conv.in_channels <= _STEM_CHANNELS
 
 
 class _Planner:
     def __init__(self, steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> None:
         self.steps = steps
         self.layers = layers
-        self.kinds = {step.name: step.kind for step in steps}
         self.readers: dict[str, list[Step]] = {}
         for step in steps:
             for name in step.inputs:
@@ -177,15 +226,15 @@ class _Planner:
             if step.name not in made:
                 call = self.call(step)
                 calls.append(call)
-                made |= set(call.names) | {step.name}
+                made |= set(call.names) | set(getattr(call, "chain", (step.name,)))
         return calls
 
     def call(self, step: Step) -> Call:
         layer, names = self.layers.get(step.name), (step.name,)
         if isinstance(layer, PackedConv2d) and layer.epilogue == "float":
             return self.binary_conv2d(step, layer)
-        if step.kind == "float_conv2d":
-            return _FloatConv2d(names, step.inputs)
+        if isinstance(layer, nn.Conv2d):
+            return self.stem(step) if _is_stem(layer) else _FloatConv2d(names, step.inputs)
         if layer is None:
             return _Function(names, step.inputs, FUNCTIONS[step.kind], step.arguments)
         return _Layer(names, step.inputs)
@@ -205,26 +254,20 @@ class _Planner:
         pack = next((reader.name for reader in self.readers.get(name, []) if reader.kind == "pack"), None)
         return _BinaryConv2d((name,) if pack is None else (name, pack), step.inputs, step.name, prelu, pack)
 
-    def in_blocks(self, calls: list[Call]) -> list[Call]:
-        """The float convolution that a network begins with, and what follows it image by image, as one call."""
-        if not (isinstance(calls[0], _FloatConv2d) and calls[0].inputs == (INPUT,)):
-            return calls
-        known, length = {INPUT}, 0
-        for call in calls:
-            if self.kinds[call.names[0]] not in _BY_IMAGE or not known.issuperset(call.inputs):
+    def stem(self, step: Step) -> Call:
+        chain, relu, pool = [step.name], False, None
+        while (reader := self.only_reader(chain[-1])) is not None and pool is None:
+            layer = self.layers.get(reader.name)
+            if reader.kind in ("relu", "float_relu") and not relu:
+                relu = True
+            elif isinstance(layer, nn.MaxPool2d) and _pair(layer.dilation) == (1, 1) and not layer.ceil_mode:
+                pool = reader.name
+            else:
                 break
-            known |= set(call.names)
-            length += 1
-        if length < 2:
-            return calls
-        read = {name for call in calls[length:] for name in call.inputs} | {self.steps[-1].name}
-        made = [name for call in calls[:length] for name in call.names]
-        names, inside = tuple(n for n in made if n in read), tuple(n for n in made if n not in read)
-        return [Blocks(names, (INPUT,), tuple(calls[:length]), inside), *calls[length:]]
-
-
-def lay_out(layer: nn.Module) -> None:
-    """Gives the weight of a float convolution the strides that are read fastest. Its values and shape stay."""
-    if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
-        wanted = torch.channels_last if layer.weight.device.type == "cpu" else torch.contiguous_format
-        layer.weight.data = layer.weight.data.contiguous(memory_format=wanted)
+            chain.append(reader.name)
+        readers = self.readers.get(chain[-1], [])
+        pack = next((reader.name for reader in readers if reader.kind == "pack"), None)
+        names = () if pack is None else (pack,)
+        if pack is None or len(readers) > 1 or chain[-1] == self.steps[-1].name:
+            names = (chain[-1], *names)
+        return _Stem(names, step.inputs, tuple(chain), relu, pool, pack)

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "kernels/conv2d.h"
+#include "kernels/float_conv2d.h"
 #include "kernels/max_pool2d.h"
 #include "kernels/pack.h"
 
@@ -279,6 +280,61 @@ inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, const std
     args.flip = static_cast<const Word*>(flip->const_data_ptr());
   }
   return args;
+}
+
+inline FloatConv2dArgs check_float_conv2d(const char* op, const Tensor& x, const Tensor& weight,
+                                          const std::optional<Tensor>& bias, const std::array<int64_t, 4>& geometry,
+                                          bool relu, const PoolWindow& pool) {
+  const PackArgs layout = check_pack(op, x);
+  STD_TORCH_CHECK(x.dim() == 4 && layout.type == FloatType::kFloat32, op, ": x must be float32 [N, C, H, W]");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float && weight.is_contiguous(), op,
+                  ": weight must be a contiguous float32 tensor [kh, kw, C, out], got ", weight.dim(), " dimensions");
+  check_same_device(op, "weight", weight, x);
+  FloatConv2dArgs a{};
+  a.x = static_cast<const float*>(layout.x), a.channels_last = layout.channels_last;
+  a.weight = static_cast<const float*>(weight.const_data_ptr());
+  a.images = x.size(0), a.channels = x.size(1), a.height = x.size(2), a.width = x.size(3);
+  a.kernel_h = weight.size(0), a.kernel_w = weight.size(1), a.out_channels = weight.size(3);
+  STD_TORCH_CHECK(weight.size(2) == a.channels, op, ": weight has ", weight.size(2), " input channels, x has ",
+                  a.channels);
+  STD_TORCH_CHECK(a.kernel_h > 0 && a.kernel_w > 0 && a.out_channels > 0, op, ": weight has an empty dimension, ",
+                  a.kernel_h, "x", a.kernel_w, " by ", a.out_channels);
+  if (bias.has_value()) {
+    check_vector(op, "bias", *bias, ScalarType::Float, "float32", a.out_channels, x);
+    a.bias = static_cast<const float*>(bias->const_data_ptr());
+  }
+  constexpr int64_t kMaxExtent = int64_t{1} << 30;
+  const auto at_most = [&](int64_t low, int64_t value) { return value >= low && value <= kMaxExtent; };
+  a.stride_h = geometry[0], a.stride_w = geometry[1], a.padding_h = geometry[2], a.padding_w = geometry[3];
+  STD_TORCH_CHECK(at_most(1, a.stride_h) && at_most(1, a.stride_w), op, ": stride must be positive, got ", a.stride_h,
+                  ", ", a.stride_w);
+  STD_TORCH_CHECK(at_most(0, a.padding_h) && at_most(0, a.padding_w), op, ": padding must not be negative, got ",
+                  a.padding_h, ", ", a.padding_w);
+  const int64_t height = a.height + 2 * a.padding_h, width = a.width + 2 * a.padding_w;
+  STD_TORCH_CHECK(height >= a.kernel_h && width >= a.kernel_w, op, ": a kernel of ", a.kernel_h, "x", a.kernel_w,
+                  " is larger than the padded image, ", height, "x", width);
+  a.conv_height = out_size(a.height, a.padding_h, 1, a.kernel_h, a.stride_h);
+  a.conv_width = out_size(a.width, a.padding_w, 1, a.kernel_w, a.stride_w);
+  a.relu = relu, a.pool = pool;
+  STD_TORCH_CHECK(
+      at_most(1, pool.kernel_h) && at_most(1, pool.kernel_w) && at_most(1, pool.stride_h) && at_most(1, pool.stride_w),
+      op, ": the pooling window must be positive, got ", pool.kernel_h, "x", pool.kernel_w, " of stride ",
+      pool.stride_h, ", ", pool.stride_w);
+  STD_TORCH_CHECK(pool.padding_h >= 0 && pool.padding_w >= 0 && pool.padding_h <= pool.kernel_h / 2 &&
+                      pool.padding_w <= pool.kernel_w / 2,
+                  op, ": pool_padding must be between 0 and half the window, got ", pool.padding_h, ", ",
+                  pool.padding_w);
+  STD_TORCH_CHECK(
+      a.conv_height + 2 * pool.padding_h >= pool.kernel_h && a.conv_width + 2 * pool.padding_w >= pool.kernel_w, op,
+      ": a pooling window of ", pool.kernel_h, "x", pool.kernel_w, " is larger than the padded ", a.conv_height, "x",
+      a.conv_width);
+  a.out_height = out_size(a.conv_height, pool.padding_h, 1, pool.kernel_h, pool.stride_h);
+  a.out_width = out_size(a.conv_width, pool.padding_w, 1, pool.kernel_w, pool.stride_w);
+  STD_TORCH_CHECK(product_at_most(kMaxElements, {a.kernel_h, a.channels, width + a.kernel_w}) &&
+                      product_at_most(kMaxElements, {a.pool.kernel_h + 2, a.conv_width, a.out_channels}) &&
+                      product_at_most(kMaxElements, {a.images, a.out_height, a.out_width, a.out_channels}),
+                  op, ": the padded image or the output is too large");
+  return a;
 }
 
 inline Tensor empty_pooled(const MaxPool2dArgs& args, const Tensor& x) {

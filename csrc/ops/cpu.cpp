@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cpu/conv2d.h"
+#include "kernels/cpu/float_conv2d.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/select.h"
@@ -125,6 +126,56 @@ Tensor max_pool2d_bits(const Tensor& x, const OptionalTensor& flip, int64_t kern
   return out;
 }
 
+void run_float_conv2d(FloatConv2dArgs& args) {
+  if (args.images * args.out_height * args.out_width == 0) return;
+  const int64_t tasks = cpu::float_conv2d_tasks(args, torch::stable::get_num_threads());
+  const int64_t bytes = cpu::float_conv2d_scratch_bytes(args);
+  split(tasks, 1, [&](int64_t begin, int64_t end) {
+    uint8_t* scratch = aligned_scratch(bytes);
+    for (int64_t task = begin; task < end; ++task) cpu::float_conv2d(args, task, tasks, scratch);
+  });
+}
+
+Tensor empty_floats(FloatConv2dArgs& a, const Tensor& x) {
+  const int64_t n = a.out_channels, h = a.out_height, w = a.out_width;
+  Tensor out = empty<4>({a.images, n, h, w}, {h * w * n, 1, w * n, n}, aoti_torch_dtype_float32(), x);
+  a.out = static_cast<float*>(out.mutable_data_ptr());
+  cpu::advise_huge_pages(a.out, a.images * n * h * w * 4);
+  return out;
+}
+
+#define FLOAT_CONV2D_PARAMS                                                                                            \
+  int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, bool relu, int64_t pool_h, int64_t pool_w, \
+      int64_t pool_stride_h, int64_t pool_stride_w, int64_t pool_padding_h, int64_t pool_padding_w
+#define FLOAT_CONV2D_ARGS(op)                                                               \
+  check_float_conv2d(op, x, weight, bias, {stride_h, stride_w, padding_h, padding_w}, relu, \
+                     {pool_h, pool_w, pool_stride_h, pool_stride_w, pool_padding_h, pool_padding_w})
+
+Tensor float_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, FLOAT_CONV2D_PARAMS) {
+  FloatConv2dArgs args = FLOAT_CONV2D_ARGS("float_conv2d");
+  Tensor out = empty_floats(args, x);
+  run_float_conv2d(args);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> float_conv2d_bits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                             const Tensor& cut, const Tensor& direction, bool floats,
+                                             FLOAT_CONV2D_PARAMS) {
+  FloatConv2dArgs args = FLOAT_CONV2D_ARGS("float_conv2d_bits");
+  for (const auto& [name, t] : {std::pair{"cut", &cut}, std::pair{"direction", &direction}})
+    check_vector("float_conv2d_bits", name, *t, ScalarType::Float, "float32", args.out_channels, x);
+  args.cut = data<float>(cut), args.direction = data<float>(direction);
+  Tensor out = floats ? empty_floats(args, x) : empty_contiguous<1>({0}, aoti_torch_dtype_float32(), x);
+  Tensor packed = empty_contiguous<4>({args.images, args.out_height, args.out_width, words_for(args.out_channels)},
+                                      aoti_torch_dtype_int64(), x);
+  args.packed = static_cast<Word*>(packed.mutable_data_ptr());
+  run_float_conv2d(args);
+  return {std::move(out), std::move(packed)};
+}
+
+#undef FLOAT_CONV2D_PARAMS
+#undef FLOAT_CONV2D_ARGS
+
 std::string cpu_isas() {
   std::string names;
   for (int i = 0; i < cpu::isa_count(); ++i)
@@ -160,6 +211,8 @@ STABLE_TORCH_LIBRARY_IMPL(bitnas, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("pack_channels", TORCH_BOX(&pack_channels));
   m.impl("unpack", TORCH_BOX(&unpack));
+  m.impl("float_conv2d", TORCH_BOX(&float_conv2d));
+  m.impl("float_conv2d_bits", TORCH_BOX(&float_conv2d_bits));
   m.impl("prepare_weight", TORCH_BOX(&prepare_weight));
   m.impl("max_pool2d_bits", TORCH_BOX(&max_pool2d_bits));
   Dots<&run_conv2d>::implement(m);

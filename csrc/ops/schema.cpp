@@ -18,6 +18,18 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   // Packed [..., words] -> float32 [..., channels], ±1 or {0, 1}.
   m.def("unpack(Tensor packed, int channels, bool unit) -> Tensor");
 
+  // Float convolution, ReLU and max pooling (1x1 of stride 1: none) on the CPU, rounded alike on all of them. x float32
+  // [N, C, H, W] (contiguous or channels_last), weight float32 [kh, kw, C, out] -> [N, out, H', W'] in channels_last.
+  m.def(
+      "float_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride_h, int stride_w, int padding_h, int padding_w, "
+      "bool relu, int pool_h, int pool_w, int pool_stride_h, int pool_stride_w, int pool_padding_h, "
+      "int pool_padding_w) -> Tensor");
+  // The same (empty where `floats` is false), and what pack_channels(floats, cut, direction) gives.
+  m.def(
+      "float_conv2d_bits(Tensor x, Tensor weight, Tensor? bias, Tensor cut, Tensor direction, bool floats, "
+      "int stride_h, int stride_w, int padding_h, int padding_w, bool relu, int pool_h, int pool_w, int pool_stride_h, "
+      "int pool_stride_w, int pool_padding_h, int pool_padding_w) -> (Tensor, Tensor)");
+
   // For the kernel that this machine's dispatch chooses; `positions`: output positions of one call, 0 where unknown.
   m.def(
       "prepare_weight(Tensor weight, int in_channels, int groups, int stride_h=1, int stride_w=1, int dilation_h=1, "

@@ -34,24 +34,35 @@ def images(*shape):
     return torch.randn(shape or (3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 
 
-def step_by_step(frozen, x, traced):
-    """Every step by its own layer or function, in order. A float convolution may round other batches in another way, so
-    from there on it is the traced value."""
+def step_by_step(frozen, x):
+    """Every step by its own layer or function, in order; a float convolution of few channels as it is defined."""
     values = {INPUT: x}
     for step in frozen.steps:
         run = getattr(frozen, step.name, None) or FUNCTIONS[step.kind]
+        if isinstance(run, nn.Conv2d) and run.in_channels <= 16 and run.groups == 1:
+            run = Stem(run)
         arguments = {} if isinstance(run, nn.Module) else step.arguments
-        value = run(*[values[name] for name in step.inputs], **arguments)
-        if isinstance(run, nn.Conv2d) and value.numel():
-            assert (traced[step.name] - value).abs().max() <= 1e-5 * value.abs().max()
-            value = traced[step.name]
-        values[step.name] = value
+        values[step.name] = run(*[values[name] for name in step.inputs], **arguments)
     return values
 
 
+class Stem(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        weight = self.conv.weight.permute(2, 3, 1, 0).contiguous()
+        geometry = (*self.conv.stride, *self.conv.padding, False, 1, 1, 1, 1, 0, 0)
+        y = torch.ops.bitnas.float_conv2d(x.contiguous(), weight, self.conv.bias, *geometry)
+        wanted = self.conv(x)
+        assert y.numel() == 0 or (y - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        return y
+
+
 def check(frozen, x):
+    wanted = step_by_step(frozen, x)
     traced = frozen.values(x)
-    wanted = step_by_step(frozen, x, traced)
     assert traced.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(traced[name], value), name
@@ -68,45 +79,65 @@ def stem_network(relu=True, pool=True):
     return randomise(nn.Sequential(*layers, conv(12, 9), nn.BatchNorm2d(9), conv(9, 4, scheme="dorefa")))
 
 
-@pytest.mark.parametrize("block_bytes", [1, 3000, 1 << 30])
-@pytest.mark.parametrize("name", ["vgg_small", "resnet18", "relu and pool", "relu", "neither"])
-def test_images_in_blocks(name, block_bytes, monkeypatch, threads):
+@pytest.mark.parametrize("name", ["vgg_small", "resnet18", "relu and pool", "relu", "pool", "neither"])
+def test_a_stem_is_one_call(name, isa, threads):
     if name in ("vgg_small", "resnet18"):
         options = {} if name == "vgg_small" else {"stem": "imagenet"}
         model = bitnas.create_model(name, base_width=0.1, input_size=(3, 16, 16), num_classes=5, **options)
         randomise(model, 3)
     else:
         model = stem_network("relu" in name, "pool" in name)
-    monkeypatch.setattr(plan, "_BLOCK_BYTES", block_bytes)
     frozen = bitnas.freeze(model)
-    assert len(calls(frozen, plan.Blocks)) == 1
+    (stem,) = calls(frozen, plan._Stem)
+    assert stem.relu == ("relu" in name)
+    # Without a ReLU before it, the pool of a value that is only binarized runs on bits.
+    assert (stem.pool is not None) == (name in ("resnet18", "relu and pool"))
+    assert len(stem.names) == (2 if name == "resnet18" else 1)  # there the shortcut reads the floats too
     with threads():
-        for batch in (0, 1, 2, 5):
-            x = images(batch, 3, 16, 16)
-            check(frozen, x)
-            blocks = frozen._plan[0].call.blocks(frozen._modules, x)
-            assert sum(len(block) for block in blocks) == batch
-            assert len(blocks) == (max(1, batch) if block_bytes == 1 else len(blocks))
+        for batch in (0, 1, 5):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                check(frozen, images(batch, 3, 16, 16).contiguous(memory_format=layout))
+    strided = images(2, 3, 16, 16).transpose(2, 3)
+    assert torch.equal(frozen(strided), frozen(strided.contiguous()))
 
 
-def test_a_block_ends_where_images_meet_or_values_join():
+def test_a_stem_ends_where_others_read_it():
     def forward(m, x):
         y = m.stem(x)
         return m.c(m.pool(y)) + m.d(y).mean((2, 3), keepdim=True)
 
     layers = {"stem": nn.Conv2d(3, 8, 3, padding=1), "pool": nn.MaxPool2d(3, 1, 1), "c": conv(8, 4), "d": conv(8, 4)}
     frozen = bitnas.freeze(randomise(User(forward, **layers)))
-    (blocks,) = calls(frozen, plan.Blocks)
-    assert {"stem_pack", "pool_pack"} & {name for call in blocks.calls for name in call.names}
-    assert not any("mean" in name for name in blocks.names)
+    (stem,) = calls(frozen, plan._Stem)
+    assert (stem.chain, stem.pool, stem.relu) == (("stem",), None, False)
     check(frozen, images(4, 3, 8, 8))
 
 
-def test_no_blocks_where_a_network_does_not_begin_with_floats():
+def test_a_stem_may_be_anywhere_and_may_be_the_output():
     frozen = bitnas.freeze(nn.Sequential(conv(), nn.Conv2d(8, 4, 1), nn.ReLU(), conv(4, 4)))
-    assert not calls(frozen, plan.Blocks)
-    assert not calls(bitnas.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())), plan.Blocks)
+    assert [stem.chain for stem in calls(frozen, plan._Stem)] == [("1", "2")]
     check(frozen, images())
+    frozen = bitnas.freeze(nn.Sequential(conv(), nn.Conv2d(8, 70, 3, stride=2), nn.MaxPool2d(2, ceil_mode=True)))
+    assert [stem.chain for stem in calls(frozen, plan._Stem)] == [("1",)]
+    check(frozen, images())
+
+
+OTHER_CONVOLUTIONS = {
+    "many channels": nn.Conv2d(24, 8, 3),
+    "groups": nn.Conv2d(24, 8, 3, groups=8),
+    "dilation": nn.Conv2d(24, 8, 3, dilation=2),
+    "padding by a word": nn.Conv2d(24, 8, 3, padding="same"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CONVOLUTIONS)
+def test_other_float_convolutions_are_torchs(name):
+    model = nn.Sequential(conv(3, 24), copy.deepcopy(OTHER_CONVOLUTIONS[name]), conv(8, 4))
+    frozen = bitnas.freeze(model)
+    assert not calls(frozen, plan._Stem)
+    x = images()
+    torch.testing.assert_close(frozen.values(x)["1"], frozen.get_submodule("1")(frozen.values(x)["0"]))
+    assert bitnas.verify(model, frozen, x).ok
 
 
 def prelu_network(slopes, residual, packs):
@@ -181,12 +212,12 @@ def test_a_copy_runs_its_own_layers():
 def test_float_convolutions_are_laid_out_for_the_processor_and_saved_as_ever(tmp_path):
     frozen = bitnas.freeze(stem_network())
     stem = frozen.get_submodule("0")
-    assert stem.weight.is_contiguous(memory_format=torch.channels_last)
+    assert stem.weight.permute(2, 3, 1, 0).is_contiguous()
     bitnas.save(frozen, tmp_path / "net.safetensors")
     loaded = bitnas.load(tmp_path / "net.safetensors")
-    assert loaded.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)
+    assert loaded.get_submodule("0").weight.permute(2, 3, 1, 0).is_contiguous()
     loaded.load_state_dict({name: tensor.clone() for name, tensor in frozen.state_dict().items()}, assign=True)
-    assert loaded.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)
+    assert loaded.get_submodule("0").weight.permute(2, 3, 1, 0).is_contiguous()
     x = images(3, 3, 16, 16)
     assert torch.equal(loaded(x), frozen(x))
 

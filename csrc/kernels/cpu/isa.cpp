@@ -15,6 +15,7 @@ namespace bitnas::cpu {
 void pack_scalar(const PackArgs&, int64_t, int64_t);
 void pack_avx2(const PackArgs&, int64_t, int64_t);
 void pack_avx512(const PackArgs&, int64_t, int64_t);
+extern const FloatConv2dKernel float_conv2d_scalar, float_conv2d_avx2, float_conv2d_avx512;
 
 namespace {
 
@@ -26,16 +27,17 @@ bool has_avx512() {
 #endif
 
 constexpr Isa kTable[] = {
-    {"scalar", [] { return true; }, pack_scalar},
+    {"scalar", [] { return true; }, pack_scalar, &float_conv2d_scalar},
 #if defined(BITNAS_X86)
     {"avx2",
      [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+              __builtin_cpu_supports("popcnt");
      },
-     pack_avx2},
-    {"avx512", has_avx512, pack_avx512},
+     pack_avx2, &float_conv2d_avx2},
+    {"avx512", has_avx512, pack_avx512, &float_conv2d_avx512},
     // Its kernels' epilogues, and what it leaves to others, are AVX-512.
-    {"amx", [] { return has_avx512() && amx_permitted(); }, pack_avx512},
+    {"amx", [] { return has_avx512() && amx_permitted(); }, pack_avx512, &float_conv2d_avx512},
 #endif
 };
 

@@ -1,7 +1,8 @@
-// The one table of instruction sets: which of them this CPU can run, and how they pack. Their convolution kernels are
-// in select.h.
+// The one table of instruction sets: which of them this CPU can run, and what they do with floats. Their binary
+// convolution kernels are in select.h.
 #pragma once
 
+#include "kernels/cpu/float_conv2d.h"
 #include "kernels/pack.h"
 
 namespace bitnas::cpu {
@@ -10,6 +11,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   PackFn pack;
+  const FloatConv2dKernel* float_conv2d;
 };
 
 enum IsaRow : int { kScalar, kAvx2, kAvx512, kAmx };
