@@ -62,6 +62,28 @@ void slice_channels(const Word* pixels, int64_t pixel_count, int64_t pixel_words
   }
 }
 
+// Whether output positions are rows of a matrix product: a 1x1 convolution, where a stride over pixels is gone once
+// they are gathered. A kernel that reads words as they are strides over them where they lie.
+bool by_pixels(const Conv2dShape& s, const StripKernel& kernel) {
+  const bool one_pixel = s.taps() == 1 && s.padding_h == 0 && s.padding_w == 0 && s.groups == 1;
+  return one_pixel && (s.pointwise() || !kernel.words_as_they_are);
+}
+
+// The pixels that `count` output positions of a 1x1 convolution read, from position `first` on, side by side.
+void gather_pixels(const Conv2dShape& s, const Word* x, int64_t first, int64_t count, Word* out) {
+  const int64_t words = words_for(s.channels);
+  int64_t ox = first % s.out_width, oy = first / s.out_width % s.out_height;
+  int64_t image = first / (s.out_width * s.out_height);
+  for (int64_t i = 0; i < count; ++i, out += words) {
+    std::copy_n(x + ((image * s.height + oy * s.stride_h) * s.width + ox * s.stride_w) * words, words, out);
+    if (++ox < s.out_width) continue;
+    ox = 0;
+    if (++oy < s.out_height) continue;
+    oy = 0;
+    ++image;
+  }
+}
+
 }  // namespace
 
 Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t threads)
@@ -87,7 +109,7 @@ Conv2dPlan::Conv2dPlan(const Conv2dArgs& args, const Prepared& weights, int64_t 
   };
   // Threads that each write some words of every pixel's bits would pass its cache line to and fro.
   const bool cut_rows_first = packed != nullptr;
-  if (s.pointwise()) {
+  if (by_pixels(s, *weights_.kernel().strip)) {
     if (cut_rows_first && pixels < threads * kPointwisePixels && pixels >= threads * kTilePixels)
       task_pixels_ = divide_up(divide_up(pixels, threads), kTilePixels) * kTilePixels;
     row_chunks_ = divide_up(pixels, task_pixels_);
@@ -148,7 +170,7 @@ void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
     const auto address = reinterpret_cast<uintptr_t>(scratch.data());
     return tile->run(args_, weights_.weights(), task, tasks_, scratch.data() + (64 - address % 64) % 64);
   }
-  if (s.pointwise()) return run_pointwise(task, scratch);
+  if (by_pixels(s, *weights_.kernel().strip)) return run_pixels(task, scratch);
   const int64_t panels = weights_.panels_per_group();
   const int64_t panel_chunk = task % panel_chunks_;
   const int64_t row_chunk = task / panel_chunks_ % row_chunks_;
@@ -158,14 +180,20 @@ void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
              scratch);
 }
 
-void Conv2dPlan::run_pointwise(int64_t task, std::vector<uint8_t>& scratch) const {
+void Conv2dPlan::run_pixels(int64_t task, std::vector<uint8_t>& scratch) const {
   const Conv2dShape& s = args_.shape;
   const StripKernel& kernel = *weights_.kernel().strip;
   const int64_t words = words_for(s.channels);
   const int64_t total = s.images * s.out_height * s.out_width;
   const int64_t first = task / panel_chunks_ * task_pixels_;
   const int64_t pixels = std::min(task_pixels_, total - first);
+  std::vector<Word> gathered;
   const Word* x = args_.x + first * words;
+  if (!s.pointwise()) {
+    gathered.resize(pixels * words);
+    gather_pixels(s, args_.x, first, pixels, gathered.data());
+    x = gathered.data();
+  }
   Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1, nullptr};
   if (!kernel.words_as_they_are) {
     scratch.resize(kernel.row_bytes(pixels, s.channels));

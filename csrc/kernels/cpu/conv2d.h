@@ -23,7 +23,7 @@ class Conv2dPlan {
     int64_t image, row_begin, row_end, panel_begin, panel_end;
   };
   void make_offsets();
-  void run_pointwise(int64_t task, std::vector<uint8_t>& scratch) const;
+  void run_pixels(int64_t task, std::vector<uint8_t>& scratch) const;
   void run_window(const Cut& cut, std::vector<uint8_t>& scratch) const;
   struct Run {  // how a strip reads its windows, as in Strip
     const uint8_t* input;
@@ -35,7 +35,7 @@ class Conv2dPlan {
   void strip(const Run& run, int64_t group, int64_t panel, int64_t pixels, int64_t out_pixel, const int32_t* offsets,
              const int32_t* position_class) const;
 
-  // Rows of a linear layer, or pixels of a 1x1 convolution, that one task takes.
+  // Rows of a linear layer, or positions of a 1x1 convolution, that one task takes.
   static constexpr int64_t kPointwisePixels = 64;
 
   Conv2dArgs args_;
