@@ -62,8 +62,8 @@ def cpu_kernels() -> list[str]:
 
 
 def select_cpu_kernel(name: str) -> None:
-    """Uses one kernel and its instruction set from now on, wherever it can compute the layer; ``"auto"`` chooses among
-    those of the instruction set in use again.
+    """Uses one kernel and its instruction set from now on, wherever it can compute the layer; ``"auto"`` puts back the
+    instruction set that was in use before, and chooses among its kernels again.
 
     For tests and benchmarks: all kernels give equal results. Weights that are already prepared keep theirs.
 

@@ -114,6 +114,16 @@ class _PackedDot(PackedLayer):
         if channels % 64 and (self.weight[..., -1] >> channels % 64).any():
             raise ValueError(f"{name}.weight has bits past its {channels} channels")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}  # operators are no data
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = self._operator()
+
+    def _operator(self) -> Any:
+        raise NotImplementedError
+
     def prepare(self) -> Self:
         """Lays the weights out for the kernel of the device and instruction set they are on now, if that is kept."""
         keeps = self.memory == "fast" and self.weight.device.type in ("cpu", "cuda")
@@ -176,7 +186,10 @@ class PackedConv2d(_PackedDot):
             "epilogue": epilogue,
         }
         self._geometry = (in_channels, *stride, *padding, *dilation, groups, self.unit)
-        self._run = getattr(_ops, f"conv2d_{epilogue}").default
+        self._run = self._operator()
+
+    def _operator(self) -> Any:
+        return getattr(_ops, f"conv2d_{self.epilogue}").default
 
     def _prepare_arguments(self) -> tuple[int, ...]:
         spec = self.spec
@@ -273,7 +286,10 @@ class PackedLinear(_PackedDot):
             "activations": activations,
             "epilogue": epilogue,
         }
-        self._run = getattr(_ops, f"linear_{epilogue}").default
+        self._run = self._operator()
+
+    def _operator(self) -> Any:
+        return getattr(_ops, f"linear_{self.epilogue}").default
 
     def _prepare_arguments(self) -> tuple[int, ...]:
         return self.spec["in_features"], 1

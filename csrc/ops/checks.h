@@ -306,9 +306,9 @@ inline FloatConv2dArgs check_float_conv2d(const char* op, const Tensor& x, const
   constexpr int64_t kMaxExtent = int64_t{1} << 30;
   const auto at_most = [&](int64_t low, int64_t value) { return value >= low && value <= kMaxExtent; };
   a.stride_h = geometry[0], a.stride_w = geometry[1], a.padding_h = geometry[2], a.padding_w = geometry[3];
-  STD_TORCH_CHECK(at_most(1, a.stride_h) && at_most(1, a.stride_w), op, ": stride must be positive, got ", a.stride_h,
-                  ", ", a.stride_w);
-  STD_TORCH_CHECK(at_most(0, a.padding_h) && at_most(0, a.padding_w), op, ": padding must not be negative, got ",
+  STD_TORCH_CHECK(at_most(1, a.stride_h) && at_most(1, a.stride_w), op, ": stride must be between 1 and 2^30, got ",
+                  a.stride_h, ", ", a.stride_w);
+  STD_TORCH_CHECK(at_most(0, a.padding_h) && at_most(0, a.padding_w), op, ": padding must be between 0 and 2^30, got ",
                   a.padding_h, ", ", a.padding_w);
   const int64_t height = a.height + 2 * a.padding_h, width = a.width + 2 * a.padding_w;
   STD_TORCH_CHECK(height >= a.kernel_h && width >= a.kernel_w, op, ": a kernel of ", a.kernel_h, "x", a.kernel_w,

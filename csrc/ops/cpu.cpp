@@ -1,5 +1,6 @@
 // CPU implementations of the operators in schema.cpp: checks, allocation, and the
 // split of the work over torch's own thread pool.
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,9 @@ Tensor unpack(const Tensor& packed, int64_t channels, bool unit) {
 Tensor prepare_weight(const Tensor& weight, int64_t in_channels, int64_t groups, int64_t stride_h, int64_t stride_w,
                       int64_t dilation_h, int64_t dilation_w, int64_t positions) {
   Conv2dShape shape = weight_shape("prepare_weight", weight, in_channels, groups);
+  STD_TORCH_CHECK(stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0 && positions >= 0,
+                  "prepare_weight: stride and dilation must be positive and positions not negative, got stride ",
+                  stride_h, ", ", stride_w, ", dilation ", dilation_h, ", ", dilation_w, ", positions ", positions);
   shape.stride_h = stride_h, shape.stride_w = stride_w;
   shape.dilation_h = dilation_h, shape.dilation_w = dilation_w;
   const int kernel = cpu::choose_kernel(cpu::active_isa(), shape, positions);
@@ -195,12 +199,18 @@ std::string cpu_kernels() {
   return names;
 }
 
-// A kernel's name makes its instruction set the active one.
+// A kernel's name makes its instruction set the active one; "auto" puts back the one that was active before.
 bool select_cpu_kernel(const std::string& name) {
+  static std::atomic<int> before{-1};
   if (!cpu::select_kernel(name.c_str())) return false;
-  for (int i = 0; i < cpu::kernel_count(); ++i)
-    if (name == cpu::kernel(i).name) return cpu::select_isa(cpu::isa(cpu::kernel(i).isa).name);
-  return true;
+  for (int i = 0; i < cpu::kernel_count(); ++i) {
+    if (name != cpu::kernel(i).name) continue;
+    int none = -1;
+    before.compare_exchange_strong(none, cpu::active_isa());
+    return cpu::select_isa(cpu::isa(cpu::kernel(i).isa).name);
+  }
+  const int isa = before.exchange(-1);
+  return isa < 0 || cpu::select_isa(cpu::isa(isa).name);
 }
 
 }  // namespace

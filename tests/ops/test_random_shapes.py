@@ -192,6 +192,24 @@ def test_wide_kernel_accumulates(kernel):
     assert torch.equal(ops.conv2d(x, weight, padding=2), reference.conv2d(x, weight, padding=2))
 
 
+@pytest.mark.parametrize(
+    ("channels", "window", "dilation"),
+    [(7168, 3, 1), (530, 11, 1), (512, 11, 2), (129, 17, 2), (1, 150, 1), (3, 120, 2), (64_020, 1, 1), (64_021, 1, 1),
+     (64_508, 1, 1), (64_511, 1, 1), (64_512, 1, 1), (64_513, 1, 1), (65_535, 1, 1), (65_536, 1, 1)],
+)  # fmt: skip
+def test_counters_hold_differences_everywhere(kernel, channels, window, dilation):
+    """Every bit differs, around what 16 bits hold: runs decide how full a counter is when it is emptied."""
+    side = dilation * (window - 1) + 1
+    x, weight = torch.ones(1, channels, side, side), -torch.ones(2, channels, window, window)
+    dot = -channels * window * window
+    packed, packed_weight = ops.pack(x), ops.pack_weight(weight)
+    arguments = (packed, packed_weight, None)
+    geometry = (channels, 1, 1, 0, 0, dilation, dilation, 1, False)
+    assert (torch.ops.bitnas.conv2d_int32(*arguments, *geometry) == dot).all()
+    threshold = torch.tensor([dot, dot + 1], dtype=torch.int32)
+    assert torch.ops.bitnas.conv2d_bits(*arguments, threshold, None, *geometry).item() == 0b01
+
+
 @pytest.mark.parametrize("window", [(21, 1), (300, 1), (1, 40)])
 def test_windows_with_more_kinds_of_borders_than_pixels(kernel, window):
     """Tall and wide kernels under deep padding: every output position misses other taps."""

@@ -122,6 +122,7 @@ def test_a_forced_kernel_prepares_weights_until_auto_is_back():
             assert OPS.prepared_kernel(prepared) == kernel
             assert kernel.startswith(ops.cpu_isa())
         ops.select_cpu_kernel("auto")
+        assert ops.cpu_isa() == before
         ops.select_cpu_isa("scalar")
         assert OPS.prepared_kernel(OPS.prepare_weight(W, 70, 2)) == "scalar"
     finally:

@@ -18,6 +18,11 @@ constexpr int64_t kTilePixels = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Never smaller again: what a vector regains it fills with zeros first.
+void grow(std::vector<uint8_t>& scratch, int64_t bytes) {
+  if (static_cast<int64_t>(scratch.size()) < bytes) scratch.resize(bytes);
+}
+
 // Classes of output positions along one axis, by which taps are inside the image.
 std::vector<TapInterval> classify(int64_t outputs, int64_t stride, int64_t padding, int64_t taps, int64_t dilation,
                                   int64_t size, std::vector<int32_t>& class_of) {
@@ -166,7 +171,7 @@ void Conv2dPlan::make_offsets() {
 void Conv2dPlan::run(int64_t task, std::vector<uint8_t>& scratch) const {
   const Conv2dShape& s = args_.shape;
   if (const TileKernel* tile = weights_.kernel().tile) {
-    scratch.resize(tile->scratch_bytes(args_, tasks_) + 63);
+    grow(scratch, tile->scratch_bytes(args_, tasks_) + 63);
     const auto address = reinterpret_cast<uintptr_t>(scratch.data());
     return tile->run(args_, weights_.weights(), task, tasks_, scratch.data() + (64 - address % 64) % 64);
   }
@@ -196,7 +201,7 @@ void Conv2dPlan::run_pixels(int64_t task, std::vector<uint8_t>& scratch) const {
   }
   Run run{reinterpret_cast<const uint8_t*>(x), words * 8, nullptr, 1, nullptr};
   if (!kernel.words_as_they_are) {
-    scratch.resize(kernel.row_bytes(pixels, s.channels));
+    grow(scratch, kernel.row_bytes(pixels, s.channels));
     kernel.stage({x, pixels, 0, 0, s.channels, 1}, scratch.data());
     run.input = scratch.data() + kernel.lead_bytes;
     run.pixel_pitch = kernel.pixel_bytes(s.channels);
@@ -245,7 +250,7 @@ void Conv2dPlan::run_window(const Cut& cut, std::vector<uint8_t>& scratch) const
   const int64_t left = std::min(s.padding_w, staged_columns);
   const int64_t copied = std::max<int64_t>(0, std::min(s.width, staged_columns - s.padding_w));
   std::vector<Word> slice(aligned_groups && image_words == group_words ? 0 : copied * group_words);
-  if (!in_place) scratch.resize(staged_rows * row_bytes);
+  if (!in_place) grow(scratch, staged_rows * row_bytes);
 
   for (int64_t group = 0; group < s.groups; ++group) {
     const uint8_t* staged;

@@ -19,11 +19,10 @@ namespace bitnas::cpu {
 namespace {
 
 constexpr int kLanes = 32;
-constexpr int64_t kNibbleBytes = 2;    // a staged nibble of two pixels: the offset of its table
-constexpr int kLookupsPerSum = 3;      // of at most 4 each: 12 fits four bits
-constexpr int64_t kSumsPerFlush = 21;  // of at most 12 each: 252 fits a byte
-constexpr int64_t kFlushesPerSpill = 256;
-constexpr int64_t kSpillBits = int64_t{kFlushesPerSpill} * kSumsPerFlush * kLookupsPerSum * 4;  // 64,512 fit 16 bits
+constexpr int64_t kNibbleBytes = 2;        // a staged nibble of two pixels: the offset of its table
+constexpr int kLookupsPerSum = 3;          // of at most 4 each: 12 fits four bits
+constexpr int64_t kSumsPerFlush = 21;      // of at most 12 each: 252 fits a byte
+constexpr int64_t kFlushesPerSpill = 256;  // of at most 252 each: 64,512 fits 16 bits
 
 constexpr int64_t nibbles_for(int64_t channels) { return (channels + 3) / 4; }
 constexpr int vectors_for(int channels) { return (channels + kLanes - 1) / kLanes; }
@@ -116,6 +115,16 @@ inline __m256i nibble(const __m256i (&units)[4], int shift) {
   return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
+// 32 bits of eight rows, `pitch` bytes apart; 0 where not `valid`.
+inline __m256i gather_rows(const uint8_t* first, int64_t pitch, __m256i valid) {
+  const __m256i rows = _mm256_setr_epi64x(0, pitch, 2 * pitch, 3 * pitch);
+  const __m128i low = _mm256_mask_i64gather_epi32(_mm_setzero_si128(), reinterpret_cast<const int*>(first), rows,
+                                                  _mm256_castsi256_si128(valid), 1);
+  const __m128i high = _mm256_mask_i64gather_epi32(_mm_setzero_si128(), reinterpret_cast<const int*>(first + 4 * pitch),
+                                                   rows, _mm256_extracti128_si256(valid, 1), 1);
+  return _mm256_set_m128i(high, low);
+}
+
 // [run][nibble][channel]: one weight nibble of every channel side by side, channels padded to whole vectors.
 void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps, int64_t tap_channels,
                 uint8_t* panel) {
@@ -123,9 +132,6 @@ void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps
   const int64_t tap_bytes = words_for(tap_channels) * static_cast<int64_t>(sizeof(Word));
   const int64_t taps = runs * run_taps, channel_bytes = taps * tap_bytes;
   const int64_t step_bytes = vectors_for(channels) * kLanes;
-  // At most 8 * 2^28 bits: the byte offsets of eight rows fit 32 bits.
-  const __m256i rows =
-      _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(channel_bytes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const auto* base = reinterpret_cast<const uint8_t*>(weight);
   for (int n = 0; n < channels; n += kLanes) {
@@ -137,8 +143,7 @@ void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps
         for (int i = 0; i < 4; ++i) {
           const __m256i valid = _mm256_cmpgt_epi32(_mm256_set1_epi32(channels - n - 8 * i), lane);
           const uint8_t* at = base + (n + 8 * i) * channel_bytes + t * tap_bytes + first / 2;
-          units[i] =
-              _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), reinterpret_cast<const int*>(at), rows, valid, 1);
+          units[i] = gather_rows(at, channel_bytes, valid);
         }
         for (int64_t k = first; k < nibbles && k < first + 8; ++k)
           store(out + k * step_bytes, nibble(units, static_cast<int>(4 * (k - first))));
@@ -222,8 +227,10 @@ inline void add_rest(const uint8_t* a, int64_t pitch, const uint8_t* w, int64_t 
   }
 }
 
+// Whether the sums are in `wide`: where flushes were many. How full each was the runs decide, so only their number
+// tells.
 template <int Pairs, int V>
-inline void accumulate(const Strip& s, int64_t first, bool wide, Counts<Pairs, V>& counts) {
+inline bool accumulate(const Strip& s, int64_t first, Counts<Pairs, V>& counts) {
   __m256i both[Pairs][V], high[Pairs][V];
 #pragma GCC unroll 4
   for (int p = 0; p < Pairs; ++p)
@@ -256,7 +263,9 @@ inline void accumulate(const Strip& s, int64_t first, bool wide, Counts<Pairs, V
       widen.template operator()<false>();
     }
     room = kSumsPerFlush;
-    if (++flushes % kFlushesPerSpill == 0) spill(narrow, counts.wide[0], 2 * Pairs * V * kLanes);
+    if (++flushes % kFlushesPerSpill != 0) return;
+    if (flushes == kFlushesPerSpill) __builtin_memset(counts.wide, 0, sizeof counts.wide);
+    spill(narrow, counts.wide[0], 2 * Pairs * V * kLanes);
   };
   // Stretches of equal length, so that their loops end where the CPU expects it.
   const int64_t stretches = (run_sums + kSumsPerFlush - 1) / kSumsPerFlush;
@@ -278,7 +287,9 @@ inline void accumulate(const Strip& s, int64_t first, bool wide, Counts<Pairs, V
     }
   }
   flush();
+  const bool wide = flushes >= kFlushesPerSpill;
   if (wide) spill(narrow, counts.wide[0], 2 * Pairs * V * kLanes);
+  return wide;
 }
 
 // ---- epilogue ---------------------------------------------------------------
@@ -334,7 +345,7 @@ struct Limits {
   alignas(32) uint16_t above[kPanelChannels];
   const int32_t* of = nullptr;
 
-  // Bounds cannot be met by counts of at most kSpillBits where they leave 16 bits: saturated, they decide the same.
+  // Counts are below 65,535 here, so bounds that leave 16 bits, saturated, decide the same.
   void set(const int32_t* offsets) {
     if (of == offsets) return;
     of = offsets;
@@ -406,11 +417,9 @@ inline void finish(const Strip& s, const Epilogue& e, int64_t p, const uint16_t*
 
 template <int Pairs, int V>
 void tile(const Strip& s, int64_t first, Limits& limits) {
-  const bool wide = s.run_count * s.run_taps * nibbles_for(s.tap_channels) * 4 > kSpillBits;
   const Epilogue e = *s.epilogue;  // a copy, which no store can be taken to change
   Counts<Pairs, V> counts;
-  if (wide) __builtin_memset(counts.wide, 0, sizeof counts.wide);
-  accumulate<Pairs, V>(s, first, wide, counts);
+  const bool wide = accumulate<Pairs, V>(s, first, counts);
   const int64_t pixels = s.pixels - first < 2 * Pairs ? s.pixels - first : 2 * Pairs;
   for (int64_t p = 0; p < pixels; ++p) {
     if (e.kind != EpilogueKind::kBits || wide) {

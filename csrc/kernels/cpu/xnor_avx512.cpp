@@ -4,8 +4,9 @@
 //   popcount  3 uops a unit: xor, popcount, add.
 //   edges     2.5 uops a unit. Staged units are prefix sums modulo 2: unit j of a row is the XOR of units 0 .. j, and
 //   so
-//             are the weights' of a run. Then u_j = a_j ^ w_j toggles wherever activation and weight differ in unit j,
-//             and ones among the differences are toggles of u. In each bit rising and falling edges alternate:
+//             it is with the weights of a run. Then u_j = a_j ^ w_j toggles wherever activation and weight differ in
+//             unit j, and the ones among the differences are toggles of u. In each bit rising and falling edges
+//             alternate:
 //                 ones = 2 * falling edges + u_last - u_first.
 //             Two neighbouring steps hold at most one falling edge of a bit, so one ternary operation finds those of
 //             two units, and only half as many words are counted. u_first is the prefix just before the run, which no
@@ -106,6 +107,15 @@ int64_t panel_bytes(int channels, int64_t runs, int64_t run_taps, int64_t tap_ch
   return runs * run_taps * units_for(tap_channels) * vectors_for(channels) * 64;
 }
 
+// A unit of each of 16 rows, `pitch` bytes apart; 0 where `lanes` has none.
+inline __m512i gather_rows(const uint8_t* first, int64_t pitch, __mmask16 lanes) {
+  const __m512i rows = _mm512_setr_epi64(0, pitch, 2 * pitch, 3 * pitch, 4 * pitch, 5 * pitch, 6 * pitch, 7 * pitch);
+  const __m256i none = _mm256_setzero_si256();
+  const __m256i low = _mm512_mask_i64gather_epi32(none, static_cast<__mmask8>(lanes), rows, first, 1);
+  const __m256i high = _mm512_mask_i64gather_epi32(none, static_cast<__mmask8>(lanes >> 8), rows, first + 8 * pitch, 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
 // [vector][run][unit][lane]: one unit of 16 channels side by side, lanes past `channels` zero.
 template <bool kEdges>
 void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps, int64_t tap_channels,
@@ -113,9 +123,6 @@ void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps
   const int64_t units = units_for(tap_channels);
   const int64_t tap_bytes = words_for(tap_channels) * static_cast<int64_t>(sizeof(Word));
   const int64_t channel_bytes = runs * run_taps * tap_bytes;
-  // At most 16 * 2^28 bits: the byte offsets fit 32 bits.
-  const __m512i rows = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(channel_bytes)),
-                                          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   const auto* base = reinterpret_cast<const uint8_t*>(weight);
   for (int n = 0; n < channels; n += kLanes, base += kLanes * channel_bytes) {
     const __mmask16 lanes = lanes_left(channels - n);
@@ -124,8 +131,7 @@ void make_panel(const Word* weight, int channels, int64_t runs, int64_t run_taps
       __m512i prefix = _mm512_setzero_si512();
       for (int64_t t = 0; t < run_taps; ++t, tap += tap_bytes) {
         for (int64_t u = 0; u < units; ++u, panel += 64) {
-          const __m512i unit =
-              _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, rows, tap + u * kUnitBytes, 1);
+          const __m512i unit = gather_rows(tap + u * kUnitBytes, channel_bytes, lanes);
           prefix = kEdges ? _mm512_xor_si512(prefix, unit) : unit;
           _mm512_storeu_si512(panel, prefix);
         }
