@@ -36,6 +36,10 @@ _NUMPY_PRODUCTS = 1 << 31
 _NUMPY_WORDS = 1 << 22
 
 
+class LeftOut(Exception):
+    """A peer that does not take part in a size; says why."""
+
+
 def hold_numkong_to(isa: str) -> None:
     """numkong has no variable for it: its better kernels are disabled, one capability after another."""
     import numkong
@@ -173,7 +177,7 @@ def _bit_ways(gemm: Gemm, x: np.ndarray, weight: np.ndarray, dots: np.ndarray) -
         except ImportError as error:
             found[name] = f"{error.name or name} is not installed: pip install 'bitnas[dev]'"
             continue
-        except NotImplementedError as error:
+        except LeftOut as error:
             found[name] = str(error)
             continue
         for variant in variants.values():
@@ -191,7 +195,7 @@ def _numkong(gemm: Gemm, x: np.ndarray, weight: np.ndarray) -> dict[str, Callabl
     import numkong
 
     if gemm.k % 8:
-        raise NotImplementedError("numkong wants whole bytes")
+        raise LeftOut("numkong wants whole bytes")
 
     hammings: Any = numkong.hammings_packed
 
@@ -229,7 +233,7 @@ def _faiss(gemm: Gemm, x: np.ndarray, weight: np.ndarray) -> dict[str, Callable[
 
 def _numpy(gemm: Gemm, x: np.ndarray, weight: np.ndarray) -> dict[str, Callable[[], Call]]:
     if gemm.products > _NUMPY_PRODUCTS:
-        raise NotImplementedError("numpy would take seconds")
+        raise LeftOut("numpy would take seconds")
     rows = max(1, _NUMPY_WORDS // weight.size)
 
     def make() -> Call:

@@ -5,33 +5,12 @@ import copy
 import pytest
 import torch
 from definition import randomise
+from modules import User, conv, images
 from torch import nn
 
 import bitnas
-from bitnas.nn import BinaryConv2d
 from bitnas.packed import plan
 from bitnas.packed.steps import FUNCTIONS, INPUT
-
-
-class User(nn.Module):
-    """A module made of a forward function and the layers it uses."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def conv(cin=3, cout=8, kernel=3, *, padding=1, scheme="xnor", **options):
-    return BinaryConv2d(cin, cout, kernel, padding=padding, scheme=scheme, **options)
-
-
-def images(*shape):
-    return torch.randn(shape or (3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 
 
 def step_by_step(frozen, x):
