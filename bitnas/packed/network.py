@@ -1,7 +1,8 @@
 """A frozen network: a straight line of steps over named values."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from bitnas.packed.layers import Memory, PackedConv2d, PackedLinear, check_memory
 from bitnas.packed.plan import make_plan
-from bitnas.packed.steps import FUNCTIONS as FUNCTIONS
 from bitnas.packed.steps import INPUT, INPUT_COUNTS, Step, build_layer
 
 
@@ -109,6 +109,15 @@ class PackedNetwork(nn.Module):
         for call, _ in self._plan:
             call.trace(modules, values)
         return values
+
+    def calls(self, x: Tensor) -> list[tuple[str, Callable[[], None]]]:
+        """What a forward pass runs, in order: the first step of each call, and the call on the values it gets there."""
+        modules: dict[str, Any] = self._modules
+        values = self.values(x)
+        return [
+            (call.step, partial(call.run, modules, {name: values[name] for name in call.inputs}))
+            for call, _ in self._plan
+        ]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)

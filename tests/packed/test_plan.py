@@ -210,3 +210,14 @@ def test_a_pooling_function_survives_a_file(tmp_path):
     loaded = bitnas.load(tmp_path / "net.safetensors")
     assert loaded.steps == frozen.steps
     assert torch.equal(loaded(x), frozen(x))
+
+
+def test_each_call_of_a_pass_by_itself():
+    frozen, x = bitnas.freeze(randomise(stem_network(True, True))), images(2, 3, 16, 16)
+    made = frozen.calls(x)
+    steps = [step.name for step in frozen.steps]
+    assert [name for name, _ in made] == sorted({name for name, _ in made}, key=steps.index)
+    for _, call in made:
+        call()
+    _, values = made[-1][1].args
+    assert torch.equal(values[steps[-1]], frozen(x))

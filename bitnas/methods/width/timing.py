@@ -9,7 +9,6 @@ for it.)
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bitnas.cost.timing import time_interleaved
 from bitnas.nn import BinaryConv2d, BinaryLinear
-from bitnas.packed.network import FUNCTIONS
 
 if TYPE_CHECKING:
     from bitnas.packed import PackedNetwork
@@ -123,20 +121,13 @@ def time_pair(
 
 
 def _packed_calls(frozen: PackedNetwork, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
-    """For each layer, its step and those up to the next layer, as calls on the values they get in a forward pass."""
+    """For each layer, the calls of a forward pass from its own to the next layer's."""
     names = {name.replace(".", "_"): name for name in layers}
-    values = frozen.values(x)
-    modules = dict(frozen.named_children())
     groups: dict[str, list[Call]] = {}
     current = None
-    for step in frozen.steps:
-        current = names.get(step.name, current)
+    for step, call in frozen.calls(x):
+        current = names.get(step, current)
         if current is not None:
-            inputs = [values[name] for name in step.inputs]
-            if step.name in modules:
-                call = functools.partial(modules[step.name], *inputs)
-            else:
-                call = functools.partial(FUNCTIONS[step.kind], *inputs, **step.arguments)
             groups.setdefault(current, []).append(call)
     return groups
 
