@@ -128,22 +128,21 @@ def train_to_folder(
 
         fit(
             network,
-            dataset.images[splits.train],
-            dataset.labels[splits.train],
+            dataset.subset(splits.train),
             settings,
             seed=seed,
-            val=(dataset.images[splits.val], dataset.labels[splits.val]),
+            val=dataset.subset(splits.val),
             checkpoint=out / "train.ckpt.safetensors",
             on_epoch=on_epoch,
         )
-    images, labels = dataset.images[splits.test], dataset.labels[splits.test]
-    accuracy = evaluate(network, images, labels)
+    held_out = dataset.subset(splits.test)
+    accuracy = evaluate(network, held_out)
     config: Any = network.config
     save_tensors(out / "model.safetensors", network.state_dict(), {"format": MODEL_FORMAT, "network": config.to_dict()})
     frozen = freeze(network)
     save(frozen, out / "frozen.safetensors")
     costs = count(network, dataset.input_size)
-    low, high = wilson_interval(round(accuracy * len(labels)), len(labels))
+    low, high = wilson_interval(round(accuracy * len(held_out)), len(held_out))
     result = {
         "network": config.to_dict(),
         "data": data,
@@ -152,12 +151,12 @@ def train_to_folder(
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
-        "test_images": len(labels),
+        "test_images": len(held_out),
         "flops": costs.flops,
         "bops": costs.bops,
         "macs": costs.macs,
         "packed_bytes": packed_bytes(frozen),
-        "verified": verify(network, frozen, images).to_dict(),
+        "verified": verify(network, frozen, held_out.take(torch.arange(min(len(held_out), 1000)))).to_dict(),
     }
     write_json_atomic(out / "train.json", result)
     return result

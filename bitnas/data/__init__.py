@@ -1,7 +1,8 @@
-"""Images and labels as whole tensors, their stratified splits, and augmentation of batches."""
+"""Labelled images: data sets by name, their stratified splits, batches, and augmentation."""
 
-from bitnas.data.augment import random_flip, random_shift
-from bitnas.data.dataset import Dataset, Splits
+from bitnas.data.augment import Augmentation, random_flip, random_shift
+from bitnas.data.dataset import Dataset
 from bitnas.data.registry import list_datasets, load
+from bitnas.data.source import Source, Splits
 
-__all__ = ["Dataset", "Splits", "list_datasets", "load", "random_flip", "random_shift"]
+__all__ = ["Augmentation", "Dataset", "Source", "Splits", "list_datasets", "load", "random_flip", "random_shift"]

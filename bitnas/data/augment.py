@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to a batch for training, in this order.
+
+    Attributes:
+        shift: move each image at random by up to this many pixels, with zeros at the border.
+        flip: mirror each image left to right half of the time.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
+        """A batch `[N, C, H, W]` augmented; `generator` lives on the CPU."""
+        images = random_shift(images, self.shift, generator=generator)
+        return random_flip(images, generator=generator) if self.flip else images
 
 
 def random_shift(images: Tensor, pixels: int, *, generator: torch.Generator) -> Tensor:

@@ -1,32 +1,30 @@
-"""A data set small enough to be two tensors, and splits of it that keep the share of every class."""
+"""A data set small enough to be two tensors in memory."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Splits(NamedTuple):
-    """Sorted int64 indices into a data set; together they cover it once."""
-
-    train: Tensor
-    val: Tensor
-    test: Tensor
+from bitnas.data.augment import Augmentation
+from bitnas.data.source import Source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
+class Dataset(Source):
     """Images, their labels, and how many classes there are.
 
     Attributes:
-        images: float32 `[N, C, H, W]`, normalised, finite.
+        images: `[N, C, H, W]`, float32 and finite, or uint8, which batches turn into [0, 1].
         labels: int64 `[N]`, each in `[0, num_classes)`.
         num_classes: at least 2.
         name: what it is called in reports.
         seed: what `split` and `folds` use when they are given no seed.
+        mean, std: one number per channel; a batch is (image - mean) / std. None leaves the images as they are.
+        test: sorted int64 indices of the data set's own test part, or None.
 
     Raises:
         TypeError: a tensor has another dtype.
@@ -38,10 +36,13 @@ class Dataset:
     num_classes: int
     name: str
     seed: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    test: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.float32:
-            raise TypeError(f"images of {self.name} must be float32, got {self.images.dtype}")
+        if self.images.dtype not in (torch.float32, torch.uint8):
+            raise TypeError(f"images of {self.name} must be float32 or uint8, got {self.images.dtype}")
         if self.labels.dtype != torch.int64:
             raise TypeError(f"labels of {self.name} must be int64, got {self.labels.dtype}")
         if self.images.ndim != 4 or self.images.numel() == 0:
@@ -54,18 +55,29 @@ class Dataset:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise ValueError(f"labels of {self.name} must be in [0, {self.num_classes}), got [{low}, {high}]")
-        bad = int((~torch.isfinite(self.images)).sum())
-        if bad:
-            raise ValueError(f"images of {self.name} must be finite, got {bad} NaN or infinite values")
+        if self.images.dtype == torch.float32:
+            bad = int((~torch.isfinite(self.images)).sum())
+            if bad:
+                raise ValueError(f"images of {self.name} must be finite, got {bad} NaN or infinite values")
+        self._check_normalisation()
+
+    def _check_normalisation(self) -> None:
+        channels = self.images.shape[1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if (values is None) != (self.mean is None):
+                raise ValueError(f"mean, std of {self.name}: wanted both or neither, {name} differs from the other")
+            if values is not None and len(values) != channels:
+                raise ValueError(f"{name} of {self.name} must have {channels} numbers, one per channel, got {values}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ValueError(f"std of {self.name} must be positive, got {self.std}")
+        if self.test is not None and (self.test.dtype != torch.int64 or self.test.ndim != 1):
+            raise TypeError(f"test of {self.name} must be int64 [n], got {self.test.dtype} {tuple(self.test.shape)}")
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """`(C, H, W)` of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def subset(self, indices: Tensor) -> Dataset:
         """The images and labels at `indices` (int64), in that order, as a data set of the same classes."""
@@ -75,46 +87,39 @@ class Dataset:
             num_classes=self.num_classes,
             name=self.name,
             seed=self.seed,
+            mean=self.mean,
+            std=self.std,
         )
 
-    def split(self, train: float = 0.6, val: float = 0.2, test: float = 0.2, seed: int | None = None) -> Splits:
-        """Divide at random into three parts, the share of every class within two images of exact in each.
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images of this data set as float32, as a network sees them."""
+        x = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+        if self.mean is None or self.std is None:
+            return x
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std
 
-        The fractions must add up to 1; a part may be 0. The same seed gives the same parts.
-        """
-        fractions = {"train": train, "val": val, "test": test}
-        for argument, fraction in fractions.items():
-            if not 0 <= fraction <= 1:
-                raise ValueError(f"{argument} must be a fraction in [0, 1], got {fraction}")
-        if abs(train + val + test - 1) > 1e-9:
-            raise ValueError(f"train + val + test must be 1, got {train} + {val} + {test} = {train + val + test}")
-        parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        end = 0
-        for members in self._shuffled_classes(seed):
-            # Rounding the running total, not each class, also makes the sizes of the whole parts exact.
-            start, end = end, end + len(members)
-            first = _share(train, end) - _share(train, start)
-            second = max(first, _share(train + val, end) - _share(train + val, start))
-            for part, piece in zip(parts, members.tensor_split([first, second]), strict=True):
-                part.append(piece)
-        return Splits(*(torch.cat(part).sort().values for part in parts))
+    def batches(
+        self,
+        order: Sequence[Tensor],
+        *,
+        augmentation: Augmentation | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Source.batches`. Augmentation comes after normalisation, so that what it fills in is the mean."""
+        for number, indices in enumerate(order):
+            x = self.normalised(self.images[indices])
+            if augmentation is not None:
+                if seeds is None:
+                    raise ValueError("seeds: wanted one for each batch, got None; an augmentation is random")
+                x = augmentation(x, generator=torch.Generator().manual_seed(seeds[number]))
+            yield x, self.labels[indices]
 
-    def folds(self, k: int, seed: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """`k` pairs of sorted `(train, test)` indices. Each image is in one test part; classes are spread evenly."""
-        if not 2 <= k <= len(self):
-            raise ValueError(f"k must be in [2, {len(self)}], got {k}")
-        dealt = torch.cat(self._shuffled_classes(seed))
-        fold = torch.empty_like(dealt)
-        fold[dealt] = torch.arange(len(dealt)) % k
-        return [((fold != i).nonzero().flatten(), (fold == i).nonzero().flatten()) for i in range(k)]
-
-    def _shuffled_classes(self, seed: int | None) -> list[Tensor]:
-        """The indices of each class, shuffled."""
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
-        order = torch.randperm(len(self), generator=generator)
-        labels = self.labels[order]
-        return [order[labels == label] for label in range(self.num_classes)]
-
-
-def _share(fraction: float, count: int) -> int:
-    return int(fraction * count + 0.5)
+    def fingerprint(self) -> str:
+        """SHA-256 of images, labels and normalisation."""
+        tensors = (self.images, self.labels)
+        facts = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
+        digest = hashlib.sha256(repr((facts, self.num_classes, self.mean, self.std)).encode())
+        for tensor in tensors:
+            digest.update(tensor.detach().contiguous().numpy().data)
+        return digest.hexdigest()

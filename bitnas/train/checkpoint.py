@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitnas.data import Source
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
 from bitnas.train.recipe import Recipe
 
@@ -27,8 +28,7 @@ class Checkpoint:
         path: str | os.PathLike[str],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
+        data: Source,
         recipe: Recipe,
         seed: int,
     ) -> None:
@@ -39,7 +39,7 @@ class Checkpoint:
             "recipe": recipe.to_dict(),
             "seed": seed,
             "model": _model_fingerprint(model),
-            "data": _data_fingerprint(images, labels),
+            "data": data.fingerprint(),
         }
 
     def write(self, epochs: list[dict[str, Any]]) -> None:
@@ -104,11 +104,4 @@ def _model_fingerprint(model: nn.Module) -> str:
         digest.update(f"|{name}:{type(module).__name__}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"|{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-    return digest.hexdigest()
-
-
-def _data_fingerprint(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(repr((tuple(images.shape), images.dtype, tuple(labels.shape), labels.dtype)).encode())
-    for tensor in (images, labels):
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

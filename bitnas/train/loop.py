@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from bitnas.data.augment import random_flip, random_shift
+from bitnas.data import Source
 from bitnas.train.checkpoint import Checkpoint
 from bitnas.train.recipe import Recipe
 
@@ -67,12 +67,11 @@ class History:
 
 def fit(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    data: Source,
     recipe: Recipe,
     *,
     seed: int,
-    val: tuple[Tensor, Tensor] | None = None,
+    val: Source | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
@@ -83,12 +82,11 @@ def fit(
 
     Args:
         model: float `[N, C, H, W]` to logits `[N, classes]`.
-        images: float32 `[N, C, H, W]`, normalised.
-        labels: int64 `[N]`.
+        data: what to train on.
         recipe: what to do.
         seed: decides the order of the images, their augmentation and the model's own chance (dropout), not its
             first weights.
-        val: images and labels whose accuracy is measured after each epoch.
+        val: images whose accuracy is measured after each epoch.
         checkpoint: a file that is replaced after each epoch. If it is there already, training goes on after its last
             epoch and ends as if it had never stopped.
         on_epoch: called after each epoch that is trained (and written), not for those read from the checkpoint.
@@ -97,22 +95,18 @@ def fit(
         TrainingDiverged: a loss was not finite; the checkpoint still holds the epoch before.
         NonFiniteError: the logits of the validation images were not finite.
         CorruptFileError: the checkpoint is damaged, or is of another model, recipe, seed or data.
-        ValueError: images and labels do not fit together.
     """
-    _check_pair("images and labels", images, labels)
-    if val is not None:
-        _check_pair("val", *val)
     history = History()
     with _channels_last(model):
         optimizer = _make_optimizer(model, recipe)
-        saved = None if checkpoint is None else Checkpoint(checkpoint, model, optimizer, images, labels, recipe, seed)
+        saved = None if checkpoint is None else Checkpoint(checkpoint, model, optimizer, data, recipe, seed)
         if saved is not None:
             history.epochs = [Epoch(**values) for values in saved.restore()]
         for epoch in range(len(history.epochs), recipe.epochs):
             start = time.perf_counter()
-            with _seeded(seed, epoch) as generator:
-                loss, accuracy, lr = _train_epoch(model, optimizer, images, labels, recipe, epoch, generator)
-            val_accuracy = None if val is None else evaluate(model, *val)
+            with torch.random.fork_rng():
+                loss, accuracy, lr = _train_epoch(model, optimizer, data, recipe, epoch, seed)
+            val_accuracy = None if val is None else evaluate(model, val)
             record = Epoch(
                 epoch=epoch,
                 loss=loss,
@@ -130,54 +124,49 @@ def fit(
     return history
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256) -> float:
-    """The share of `images` that `model` classifies as `labels`, in evaluation mode; its mode is put back after.
+def evaluate(model: nn.Module, data: Source, *, batch_size: int = 256) -> float:
+    """The share of the images that `model` classifies right, in evaluation mode; its mode is put back after.
 
-    Raises NonFiniteError if a logit is NaN or infinite, ValueError if images and labels do not fit together.
+    Raises NonFiniteError if a logit is NaN or infinite.
     """
-    _check_pair("images and labels", images, labels)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = _device(model)
     was_training = model.training
     model.eval()
-    correct = 0
+    correct, first = 0, 0
     try:
         with torch.no_grad():
-            for first in range(0, len(images), batch_size):
-                logits = model(images[first : first + batch_size].to(device))
+            for x, y in data.batches(torch.arange(len(data)).split(batch_size)):
+                logits = model(x.to(device))
                 if not torch.isfinite(logits).all():
                     bad = int((~torch.isfinite(logits)).any(1).sum())
                     raise NonFiniteError(
                         f"the logits of {bad} of the images {first} to {first + len(logits) - 1} are NaN or infinite"
                     )
-                correct += int((logits.argmax(1) == labels[first : first + batch_size].to(device)).sum())
+                correct += int((logits.argmax(1) == y.to(device)).sum())
+                first += len(y)
     finally:
         model.train(was_training)
-    return correct / len(images)
+    return correct / len(data)
 
 
 def _train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    epoch: int,
-    generator: torch.Generator,
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Source, recipe: Recipe, epoch: int, seed: int
 ) -> tuple[float, float, float]:
     """One pass over the images. Returns the mean loss, the accuracy and the last learning rate."""
     device = _device(model)
     model.train()
     # Equal steps rather than full ones and a rest: batch norm never sees a tiny batch.
-    steps = math.ceil(len(images) / recipe.batch_size)
-    batches = torch.randperm(len(images), generator=generator).tensor_split(steps)
+    steps = math.ceil(len(data) / recipe.batch_size)
+    shuffle = torch.Generator().manual_seed(_seeds(seed, epoch, 1)[0])
+    order = torch.randperm(len(data), generator=shuffle).tensor_split(steps)
+    seeds = [_seeds(seed, epoch, 2, step) for step in range(steps)]
+    batches = data.batches(order, augmentation=recipe.augmentation, seeds=[first for first, _ in seeds])
     total, correct, lr = 0.0, 0, recipe.lr
-    for step, batch in enumerate(batches):
-        x, y = images[batch].to(device), labels[batch].to(device)
-        x = random_shift(x, recipe.shift, generator=generator)
-        if recipe.flip:
-            x = random_flip(x, generator=generator)
+    for step, (images, labels) in enumerate(batches):
+        torch.manual_seed(seeds[step][1])  # for layers that draw from the global generator
+        x, y = images.to(device), labels.to(device)
         lr = recipe.learning_rate(epoch * steps + step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -189,9 +178,13 @@ def _train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += value * len(batch)
+        total += value * len(y)
         correct += int((logits.argmax(1) == y).sum())
-    return total / len(images), correct / len(images), lr
+    return total / len(data), correct / len(data), lr
+
+
+def _seeds(seed: int, epoch: int, count: int, *step: int) -> list[int]:
+    return [int(word) for word in np.random.SeedSequence([seed, epoch, *step]).generate_state(count)]
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -205,15 +198,6 @@ def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=recipe.lr, fused=True)
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[torch.Generator]:
-    """A generator for shuffling and augmentation, and torch's global one seeded too, for layers that draw from it."""
-    first, second = (int(word) for word in np.random.SeedSequence([seed, epoch]).generate_state(2))
-    with torch.random.fork_rng():
-        torch.manual_seed(second)
-        yield torch.Generator().manual_seed(first)
 
 
 @contextmanager
@@ -234,9 +218,3 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
 def _device(model: nn.Module) -> torch.device:
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _check_pair(name: str, images: Tensor, labels: Tensor) -> None:
-    if labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
-        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"{name} must be [N, ...] and [N] with N at least 1, got {shapes}")

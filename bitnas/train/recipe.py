@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from bitnas.data import Augmentation
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "steps")
 
@@ -69,6 +71,11 @@ class Recipe:
         _check_number("label_smoothing", self.label_smoothing, low=0, below=1)
         if not isinstance(self.flip, bool):
             raise TypeError(f"flip must be True or False, got {self.flip!r}")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to a batch."""
+        return Augmentation(shift=self.shift, flip=self.flip)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of step `step`, counted from 0 over the whole run."""

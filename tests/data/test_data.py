@@ -153,7 +153,7 @@ LABELS = torch.tensor([0, 1, 2, 1])
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (IMAGES.double(), LABELS, TypeError, "images of own must be float32, got torch.float64"),
+        (IMAGES.double(), LABELS, TypeError, "images of own must be float32 or uint8, got torch.float64"),
         (IMAGES, LABELS.int(), TypeError, "labels of own must be int64, got torch.int32"),
         (IMAGES[0], LABELS, ValueError, r"non-empty \[N, C, H, W\], got \(3, 5, 5\)"),
         (IMAGES[:0], LABELS[:0], ValueError, "non-empty"),

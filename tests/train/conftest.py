@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from bitnas.data import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -16,13 +18,13 @@ def one_thread():
 
 
 @pytest.fixture
-def problem() -> tuple[Tensor, Tensor]:
+def problem() -> Dataset:
     """150 images `[150, 1, 6, 6]` of 3 classes: noise, and a bright row that tells the class."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(150) % 3
     images = torch.rand(150, 1, 6, 6, generator=generator)
     images[torch.arange(150), 0, 2 * labels] += 0.7
-    return images, labels
+    return Dataset(images=images, labels=labels, num_classes=3, name="rows")
 
 
 @pytest.fixture

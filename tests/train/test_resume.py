@@ -50,14 +50,14 @@ def stop_after(epoch):
 def test_stopped_after_every_epoch_ends_the_same(tmp_path, make_net, problem, optimizer, momentum):
     recipe = dataclasses.replace(RECIPE, optimizer=optimizer, momentum=momentum)
     whole = make_net()
-    expected = fit(whole, *problem, recipe, seed=1, val=problem)
+    expected = fit(whole, problem, recipe, seed=1, val=problem)
     path = tmp_path / "run.safetensors"
     for epoch in range(recipe.epochs):
         # Another start each time: everything must come from the file.
         with pytest.raises(Stop):
-            fit(make_net(epoch), *problem, recipe, seed=1, val=problem, checkpoint=path, on_epoch=stop_after(epoch))
+            fit(make_net(epoch), problem, recipe, seed=1, val=problem, checkpoint=path, on_epoch=stop_after(epoch))
     resumed = make_net(99)
-    history = fit(resumed, *problem, recipe, seed=1, val=problem, checkpoint=path, on_epoch=stop_after(-1))
+    history = fit(resumed, problem, recipe, seed=1, val=problem, checkpoint=path, on_epoch=stop_after(-1))
     # The first of the five runs started from make_net(0), as the whole one did.
     assert_equal_states(state(whole), state(resumed))
     assert without_seconds(history) == without_seconds(expected)
@@ -77,7 +77,7 @@ def train_in_child(checkpoint: Path, result: Path, kill_after: float | None) -> 
             killers.append(threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)))
             killers[0].start()
 
-    fit(net, digits.images[:128], digits.labels[:128], recipe, seed=0, checkpoint=checkpoint, on_epoch=on_epoch)
+    fit(net, digits.subset(torch.arange(128)), recipe, seed=0, checkpoint=checkpoint, on_epoch=on_epoch)
     save_tensors(result, net.state_dict(), {"format": "test-weights"})
 
 
@@ -112,11 +112,11 @@ def test_killed_between_writing_and_renaming(tmp_path, make_net, problem):
     """The temporary file of a killed write is not mistaken for the checkpoint."""
     path = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
-        fit(make_net(), *problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(1))
+        fit(make_net(), problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(1))
     (tmp_path / f".{path.name}.0123456789abcdef.tmp").write_bytes(path.read_bytes()[:1000])
     resumed, whole = make_net(), make_net()
-    fit(resumed, *problem, RECIPE, seed=0, checkpoint=path)
-    fit(whole, *problem, RECIPE, seed=0)
+    fit(resumed, problem, RECIPE, seed=0, checkpoint=path)
+    fit(whole, problem, RECIPE, seed=0)
     assert_equal_states(state(resumed), state(whole))
 
 
@@ -136,13 +136,13 @@ def test_keyboard_interrupt_leaves_the_last_checkpoint(tmp_path, make_net, probl
             return self.net(x)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Interrupting(), *problem, RECIPE, seed=0, checkpoint=path)
+        fit(Interrupting(), problem, RECIPE, seed=0, checkpoint=path)
     _, metadata = load_tensors(path, expected_format="bitnas-training-1")
     assert [epoch["epoch"] for epoch in metadata["epochs"]] == [0, 1]
     resumed, whole = Interrupting(), Interrupting()
     resumed.calls = whole.calls = 25
-    fit(resumed, *problem, RECIPE, seed=0, checkpoint=path)
-    fit(whole, *problem, RECIPE, seed=0)
+    fit(resumed, problem, RECIPE, seed=0, checkpoint=path)
+    fit(whole, problem, RECIPE, seed=0)
     assert_equal_states(state(resumed), state(whole))
 
 
@@ -156,7 +156,7 @@ def test_divergence_leaves_the_epoch_before(tmp_path, make_net, problem):
                 net[0].weight.fill_(float("nan"))
 
     with pytest.raises(TrainingDiverged):
-        fit(net, *problem, RECIPE, seed=0, checkpoint=path, on_epoch=poison)
+        fit(net, problem, RECIPE, seed=0, checkpoint=path, on_epoch=poison)
     tensors, metadata = load_tensors(path, expected_format="bitnas-training-1")
     assert len(metadata["epochs"]) == 2
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
@@ -165,7 +165,7 @@ def test_divergence_leaves_the_epoch_before(tmp_path, make_net, problem):
 def test_a_disk_that_fails_leaves_the_last_checkpoint(tmp_path, make_net, problem, monkeypatch):
     path = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
-        fit(make_net(), *problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(0))
+        fit(make_net(), problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(0))
     before = path.read_bytes()
 
     def full(*_):
@@ -174,7 +174,7 @@ def test_a_disk_that_fails_leaves_the_last_checkpoint(tmp_path, make_net, proble
     with monkeypatch.context() as patch:
         patch.setattr("bitnas.files.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            fit(make_net(), *problem, RECIPE, seed=0, checkpoint=path)
+            fit(make_net(), problem, RECIPE, seed=0, checkpoint=path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 
@@ -183,7 +183,7 @@ def test_a_disk_that_fails_leaves_the_last_checkpoint(tmp_path, make_net, proble
 def written(tmp_path, make_net, problem):
     path = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
-        fit(make_net(), *problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(0))
+        fit(make_net(), problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(0))
     return path
 
 
@@ -201,20 +201,21 @@ def test_damaged_checkpoints_are_refused(written, make_net, problem):
     for content in damaged:
         written.write_bytes(content)
         with pytest.raises(CorruptFileError, match=r"run\.safetensors: .*Delete it to train from the start"):
-            fit(net, *problem, RECIPE, seed=0, checkpoint=written)
+            fit(net, problem, RECIPE, seed=0, checkpoint=written)
         assert written.read_bytes() == content
     assert_equal_states(before, state(net))
 
 
 def test_checkpoints_of_other_runs_are_refused(written, make_net, problem):
-    images, labels = problem
+    brighter = dataclasses.replace(problem, images=problem.images + 1)
+    relabelled = dataclasses.replace(problem, labels=problem.labels.flip(0))
     refused = [
-        ((make_net(), images, labels, dataclasses.replace(RECIPE, lr=0.02)), 0, r"recipe \(lr 0.01, here 0.02\)"),
-        ((make_net(), images, labels, RECIPE), 7, r"seed \(0, here 7\)"),
-        ((torch.nn.Sequential(*make_net()[:-1], torch.nn.Linear(288, 4)), images, labels, RECIPE), 0, "model"),
-        ((torch.nn.Sequential(*make_net()[:-1], torch.nn.ReLU(), make_net()[-1]), images, labels, RECIPE), 0, "model"),
-        ((make_net(), images + 1, labels, RECIPE), 0, "data"),
-        ((make_net(), images, labels.flip(0), RECIPE), 0, "data"),
+        ((make_net(), problem, dataclasses.replace(RECIPE, lr=0.02)), 0, r"recipe \(lr 0.01, here 0.02\)"),
+        ((make_net(), problem, RECIPE), 7, r"seed \(0, here 7\)"),
+        ((torch.nn.Sequential(*make_net()[:-1], torch.nn.Linear(288, 4)), problem, RECIPE), 0, "model"),
+        ((torch.nn.Sequential(*make_net()[:-1], torch.nn.ReLU(), make_net()[-1]), problem, RECIPE), 0, "model"),
+        ((make_net(), brighter, RECIPE), 0, "data"),
+        ((make_net(), relabelled, RECIPE), 0, "data"),
     ]
     for arguments, seed, name in refused:
         before = state(arguments[0])
@@ -228,16 +229,16 @@ def test_another_kind_of_file_is_refused(tmp_path, make_net, problem):
     path = tmp_path / "frozen.safetensors"
     save_tensors(path, {"a": torch.ones(2)}, {"format": "bitnas-frozen-1"})
     with pytest.raises(CorruptFileError, match="format is 'bitnas-frozen-1', expected 'bitnas-training-1'"):
-        fit(make_net(), *problem, RECIPE, seed=0, checkpoint=path)
+        fit(make_net(), problem, RECIPE, seed=0, checkpoint=path)
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, make_net, problem):
     path = tmp_path / "run.safetensors"
     net = make_net()
-    first = fit(net, *problem, RECIPE, seed=0, checkpoint=path)
+    first = fit(net, problem, RECIPE, seed=0, checkpoint=path)
     content = path.read_bytes()
     again = make_net(8)
-    second = fit(again, *problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(RECIPE.epochs - 1))
+    second = fit(again, problem, RECIPE, seed=0, checkpoint=path, on_epoch=stop_after(RECIPE.epochs - 1))
     assert second == first
     assert path.read_bytes() == content
     assert_equal_states(state(net), state(again))

@@ -160,8 +160,8 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
 
         inherit(model, load_parent(str(Path(run_dir) / "parent.safetensors")))
     recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=config.epochs)
-    train.fit(model, dataset.images[split.train], dataset.labels[split.train], recipe, seed=seed)
-    accuracy = train.evaluate(model, dataset.images[split.val], dataset.labels[split.val])
+    train.fit(model, dataset.subset(split.train), recipe, seed=seed)
+    accuracy = train.evaluate(model, dataset.subset(split.val))
     del model
     release_memory()
     found = costs(config, network)

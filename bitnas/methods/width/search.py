@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shlex
@@ -166,15 +165,12 @@ def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
     path = folder / JOURNAL
     if (folder / FRONT).exists() and (not path.exists() or path.stat().st_size == 0):
         raise CorruptFileError(path, "is empty or missing, though the search in this folder has finished; restore it")
-    dataset = evaluate.load_data(config.data, config.seed)
-    digest = hashlib.sha256(dataset.images.contiguous().numpy().tobytes())
-    digest.update(dataset.labels.contiguous().numpy().tobytes())
     meta = {
         "method": "width",
         "version": 1,
         "seed": config.seed,
         "space": {"choices": list(config.choices), "length": _space(config).length},
-        "data": digest.hexdigest(),
+        "data": evaluate.load_data(config.data, config.seed).fingerprint(),
         "recipes": {name: train.RECIPES[name].to_dict() for name in (config.recipe, config.parent_recipe)},
         # Latencies of another machine or kernel are not comparable with these.
         "machine": {name: machine.facts()[name] for name in ("cpu", "isa", "kernel_version")},
@@ -334,7 +330,7 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     seed = evaluate.derive_seed(config.seed, "parent")
     model = evaluate.make_network(network, seed)
     recipe = dataclasses.replace(train.RECIPES[config.parent_recipe], epochs=config.parent_epochs)
-    validation = (dataset.images[split.val], dataset.labels[split.val])
+    validation = dataset.subset(split.val)
     notify({"event": "parent_start", "epochs": recipe.epochs})
 
     def on_epoch(epoch: train.Epoch) -> None:
@@ -352,15 +348,14 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     with thread_count(config.parent_threads):
         train.fit(
             model,
-            dataset.images[split.train],
-            dataset.labels[split.train],
+            dataset.subset(split.train),
             recipe,
             seed=seed,
             val=validation,
             checkpoint=folder / CHECKPOINT,
             on_epoch=on_epoch,
         )
-        accuracy = train.evaluate(model, *validation)
+        accuracy = train.evaluate(model, validation)
     save_tensors(
         path,
         model.state_dict(),

@@ -25,6 +25,7 @@ from bitnas.search import Journal, Record, Stage, WorkerPool, run_tasks
 from bitnas.search.space import Genome
 
 STUDY, NETWORKS = "study.json", "networks"
+VERIFIED_IMAGES = 1000  # at most so many, each layer's every integer compared
 TRAINED_FORMAT = "bitnas-trained-1"
 
 
@@ -178,7 +179,7 @@ def train_fold(ratios: Genome, settings: dict[str, Any], folds: int, fold: int, 
     unseen = torch.isin(test_part, evaluate.split_data(config).test)
     correct = {}
     for name, part in (("unseen", test_part[unseen]), ("seen", test_part[~unseen])):
-        accuracy = train.evaluate(model, dataset.images[part], dataset.labels[part]) if len(part) else 0.0
+        accuracy = train.evaluate(model, dataset.subset(part)) if len(part) else 0.0
         correct[name] = round(accuracy * len(part))
     total = sum(correct.values())
     return {
@@ -206,7 +207,7 @@ def train_final(ratios: Genome, settings: dict[str, Any], epochs: int, path: str
     known = torch.cat([split.train, split.val]).sort().values
     model = _fit(config, ratios, known, epochs, evaluate.derive_seed(config.seed, "study", "final"))
     save_tensors(path, model.state_dict(), {"format": TRAINED_FORMAT, **_trained_as(config, ratios, epochs)})
-    return {"test_accuracy": train.evaluate(model, dataset.images[split.test], dataset.labels[split.test])}
+    return {"test_accuracy": train.evaluate(model, dataset.subset(split.test))}
 
 
 def _fit(config: WidthSearchConfig, ratios: Genome, part: Any, epochs: int, seed: int) -> Any:
@@ -215,7 +216,7 @@ def _fit(config: WidthSearchConfig, ratios: Genome, part: Any, epochs: int, seed
     dataset = evaluate.load_data(config.data, config.seed)
     model = evaluate.make_network(evaluate.network_config(config, ratios), seed)
     recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=epochs)
-    train.fit(model, dataset.images[part], dataset.labels[part], recipe, seed=seed)
+    train.fit(model, dataset.subset(part), recipe, seed=seed)
     evaluate.release_memory()
     return model
 
@@ -239,7 +240,7 @@ def time_network(ratios: Genome, settings: dict[str, Any], epochs: int, path: st
     model = load_trained(config, ratios, epochs, path)
     layers = [layer.name for layer in count(model, rule="mac").layers if layer.macs]
     dataset = evaluate.load_data(config.data, config.seed)
-    x = dataset.images[torch.arange(config.latency_batch) % len(dataset)].contiguous()
+    x = dataset.take(torch.arange(config.latency_batch) % len(dataset))
     with thread_count(config.latency_threads):
         return time_pair(model, freeze(model), x, layers)
 
@@ -339,7 +340,7 @@ def _finish(
     network = evaluate.network_config(config, contender.ratios)
     model = load_trained(config, contender.ratios, epochs, path)
     frozen = packed.freeze(model)
-    verification = packed.verify(model, frozen, dataset.images[split.test])
+    verification = packed.verify(model, frozen, dataset.take(split.test[:VERIFIED_IMAGES]))
     file = folder / NETWORKS / f"{contender.label}.safetensors"
     packed.save(frozen, file)
     key = _key(config, contender, "latency", epochs)
