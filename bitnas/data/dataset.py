@@ -25,6 +25,7 @@ class Dataset(Source):
         seed: what `split` and `folds` use when they are given no seed.
         mean, std: one number per channel; a batch is (image - mean) / std. None leaves the images as they are.
         test: sorted int64 indices of the data set's own test part, or None.
+        classes: what the classes are called, or None.
 
     Raises:
         TypeError: a tensor has another dtype.
@@ -39,6 +40,7 @@ class Dataset(Source):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     test: Tensor | None = field(default=None, repr=False)
+    classes: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.float32, torch.uint8):
@@ -89,6 +91,7 @@ class Dataset(Source):
             seed=self.seed,
             mean=self.mean,
             std=self.std,
+            classes=self.classes,
         )
 
     def normalised(self, images: Tensor) -> Tensor:

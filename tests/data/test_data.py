@@ -191,10 +191,45 @@ def test_user_data_refusals(tmp_path):
             data.load(str(path))
 
 
+def test_user_data_of_bytes_become_shares_of_one(tmp_path):
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    safetensors.torch.save_file({"images": images, "labels": LABELS}, tmp_path / "own.safetensors")
+    dataset = data.load(str(tmp_path / "own.safetensors"))
+    assert torch.equal(dataset.take(torch.tensor([2, 0])), images[[2, 0]].float() / 255)
+
+
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"name must be one of digits, or the path of .*, got 'mnist'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of cifar10, digits, imagenet, or the path of .*got 'mnist'"
+    ):
         data.load("mnist")
-    assert data.list_datasets() == ["digits"]
+    with pytest.raises(ValueError, match=r"got 'some/where', which is no folder"):
+        data.load("some/where")
+    assert data.list_datasets() == ["cifar10", "digits", "imagenet"]
+
+
+def test_a_number_after_the_name_keeps_so_many_of_each_class(digits_set):
+    few = data.load("digits:50", seed=3)
+    assert torch.bincount(few.labels).tolist() == [50] * 10
+    assert torch.equal(few.images, digits_set.images[digits_set.per_class(50, seed=3)])
+    assert data.load("digits", per_class=50, seed=3).fingerprint() == few.fingerprint()
+    assert data.load("digits:50", seed=4).fingerprint() != few.fingerprint()
+    assert len(few.split().train) == 300
+    with pytest.raises(ValueError, match="after the colon of 'digits:many' wanted a number"):
+        data.load("digits:many")
+    with pytest.raises(ValueError, match="count: got 999, but class 0 of digits has 178 images"):
+        data.load("digits:999")
+
+
+def test_a_path_that_holds_a_colon_is_a_path(tmp_path):
+    safetensors.torch.save_file({"images": IMAGES, "labels": LABELS}, tmp_path / "own:2.safetensors")
+    assert len(data.load(str(tmp_path / "own:2.safetensors"))) == 4
+    assert data.load("own:2.safetensors:1", root=tmp_path).labels.tolist() == [0, 1, 2]
+
+
+def test_an_option_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="size=32: digits takes no size; its images are already decoded"):
+        data.load("digits", size=32)
 
 
 def test_dataset_needs_two_classes():
