@@ -1,6 +1,18 @@
-"""Training by recipe: a loop that survives being killed, and the settings it reads."""
+"""Training by recipe: a loop that survives being killed, by one process or several, and the settings it reads."""
 
-from bitnas.train.loop import Epoch, History, NonFiniteError, TrainingDiverged, evaluate, fit
+from bitnas.train.distributed import PeerLost
+from bitnas.train.history import Epoch, History
+from bitnas.train.loop import NonFiniteError, TrainingDiverged, evaluate, fit
 from bitnas.train.recipe import RECIPES, Recipe
 
-__all__ = ["RECIPES", "Epoch", "History", "NonFiniteError", "Recipe", "TrainingDiverged", "evaluate", "fit"]
+__all__ = [
+    "RECIPES",
+    "Epoch",
+    "History",
+    "NonFiniteError",
+    "PeerLost",
+    "Recipe",
+    "TrainingDiverged",
+    "evaluate",
+    "fit",
+]

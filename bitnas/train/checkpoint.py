@@ -1,4 +1,4 @@
-"""The state of a training run between two epochs, in one file that says which run it belongs to.
+"""The state of a training run between two steps, in one file that says which run it belongs to.
 
 A checkpoint of another run is refused, not adapted: loading it would give a network that no recipe describes.
 """
@@ -7,61 +7,69 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitnas.data import Source
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
+from bitnas.train import distributed
 from bitnas.train.recipe import Recipe
+from bitnas.train.state import State
 
-_FORMAT = "bitnas-training-1"
+FORMAT, _OLD = "bitnas-training-2", "bitnas-training-1"
+# At most one part in so many of the time goes into writing, however large the network and slow the disk.
+_WRITING_SHARE = 50
+
+
+def identity(model: nn.Module, data: Source, val: Source | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What tells one run from another, as JSON values. Batch norm and dropout depend on the number of processes."""
+    return {
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "processes": distributed.process_count(),
+        "model": _model_fingerprint(model),
+        "data": data.fingerprint(),
+        "validation data": None if val is None else val.fingerprint(),
+    }
 
 
 class Checkpoint:
-    """Writes and restores model, optimizer and history. Recipe, seed, model and data identify the run."""
+    """Writes and restores the state of one run. Of several processes the first one writes."""
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        data: Source,
-        recipe: Recipe,
-        seed: int,
-    ) -> None:
-        self.path = Path(path)
-        self.model = model
-        self.optimizer = optimizer
-        self.run = {
-            "recipe": recipe.to_dict(),
-            "seed": seed,
-            "model": _model_fingerprint(model),
-            "data": data.fingerprint(),
-        }
+    def __init__(self, path: str | os.PathLike[str], run: dict[str, Any], every: float) -> None:
+        self.path, self.run, self.every = Path(path), run, every
+        self._next = time.monotonic() + every
 
-    def write(self, epochs: list[dict[str, Any]]) -> None:
+    def due(self) -> bool:
+        """True if it is time to write inside an epoch."""
+        return distributed.rank() == 0 and time.monotonic() >= self._next
+
+    def write(self, state: State) -> None:
         """Replace the file, atomically."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value
-        save_tensors(self.path, tensors, {"format": _FORMAT, "run": self.run, "epochs": epochs})
+        if distributed.rank() != 0:
+            return
+        start = time.monotonic()
+        save_tensors(self.path, state.tensors(), {"format": FORMAT, "run": self.run, **state.values()})
+        end = time.monotonic()
+        self._next = end + (max(self.every, _WRITING_SHARE * (end - start)) if self.every else 0.0)
 
-    def restore(self) -> list[dict[str, Any]]:
-        """Load model and optimizer and return the finished epochs: none, and nothing loaded, if there is no file.
+    def restore(self, state: State) -> bool:
+        """Load the state and return True, or leave it and return False if there is no file.
 
         Raises CorruptFileError if the file is damaged or is of another run.
         """
         if not self.path.exists():
-            return []
+            return False
         try:
-            tensors, metadata = load_tensors(self.path, expected_format=_FORMAT)
+            tensors, metadata = load_tensors(self.path, expected_format=FORMAT)
         except CorruptFileError as error:
-            raise CorruptFileError(error.path, f"{error.reason}. Delete it to train from the start") from error
+            reason = error.reason
+            if _OLD in reason:
+                reason = f"an earlier version of bitnas wrote it (format {_OLD}, here {FORMAT})"
+            raise CorruptFileError(error.path, f"{reason}. Delete it to train from the start") from error
         for name, value in self.run.items():
             if metadata["run"].get(name) != value:
                 raise CorruptFileError(
@@ -69,30 +77,19 @@ class Checkpoint:
                     f"is the checkpoint of a run with another {name}"
                     f"{_difference(metadata['run'].get(name), value)}. Give this run another file, or delete that one",
                 )
-        model_state: dict[str, Tensor] = {}
-        optimizer_state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            owner, rest = name.split(".", 1)
-            if owner == "model":
-                model_state[rest] = tensor
-            else:
-                index, key = rest.split(".", 1)
-                optimizer_state.setdefault(int(index), {})[key] = tensor
-        self.model.load_state_dict(model_state)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
-        # The file holds contiguous tensors; fused optimizers walk parameter and state in the order of memory.
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
-        return metadata["epochs"]
+        state.load(tensors, metadata)
+        return True
 
 
 def _difference(found: Any, wanted: Any) -> str:
     """Which settings differ, where a person can read them; fingerprints only say that they do."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        changed = [f"{key} {found.get(key)!r}, here {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]]
+        names = [*wanted, *(name for name in found if name not in wanted)]
+        changed = [
+            f"{name} {found.get(name)!r}, here {wanted.get(name)!r}"
+            for name in names
+            if found.get(name) != wanted.get(name)
+        ]
         return f" ({'; '.join(changed)})" if changed else ""
     return f" ({found!r}, here {wanted!r})" if isinstance(wanted, int) else ""
 

@@ -86,9 +86,9 @@ def test_weight_decay_spares_batch_norm_and_biases(problem):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
     for parameter in net.parameters():
         nn.init.ones_(parameter)
-    from bitnas.train.loop import _make_optimizer
+    from bitnas.train.step import make_optimizer
 
-    groups = _make_optimizer(net, Recipe(epochs=1, batch_size=8, lr=0.1, weight_decay=0.5)).param_groups
+    groups = make_optimizer(net, Recipe(epochs=1, batch_size=8, lr=0.1, weight_decay=0.5)).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in net.named_parameters()} == {
         "0.weight": 0.5, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 0.5, "3.bias": 0.0,
@@ -101,7 +101,7 @@ def test_history_is_json_values(make_net, problem):
     assert history.epochs == seen
     assert [record["epoch"] for record in history.to_dict()["epochs"]] == [0, 1, 2, 3]
     assert history.to_dict()["epochs"][0].keys() == {
-        "epoch", "loss", "train_accuracy", "val_accuracy", "lr", "seconds",
+        "epoch", "loss", "train_accuracy", "val_accuracy", "lr", "seconds", "data_seconds",
     }  # fmt: skip
 
 

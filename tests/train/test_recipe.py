@@ -28,6 +28,30 @@ def test_the_papers_recipes():
         assert len(set(rates)) == 4
 
 
+def test_the_crops_of_imagenet_and_the_variants_with_adam():
+    assert RECIPES["shen2019-imagenet"].augmentation.crop == (0.08, 1.0)
+    assert RECIPES["shen2019-cifar10"].augmentation.crop is None
+    for name in ("shen2019-cifar10", "shen2019-imagenet"):
+        plain, adam = RECIPES[name], RECIPES[f"{name}-adam"]
+        assert (adam.optimizer, adam.lr, adam.weight_decay) == ("adam", 0.001, 0.0)
+        assert dataclasses.replace(adam, optimizer="sgd", lr=plain.lr, weight_decay=plain.weight_decay) == plain
+
+
+def test_recipes_of_the_first_version_keep_their_identity():
+    """Its settings, as it wrote them: read, and written in the same words."""
+    saved = {
+        "epochs": 10, "batch_size": 64, "lr": 0.01, "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0,
+        "schedule": "cosine", "milestones": [], "gamma": 0.1, "warmup_epochs": 0.0, "label_smoothing": 0.0, "shift": 0,
+        "flip": False,
+    }  # fmt: skip
+    recipe = Recipe.from_dict(saved)
+    assert recipe == RECIPES["digits"]
+    assert recipe.to_dict() == saved
+    changed = dataclasses.replace(recipe, crop=[0.5, 1], ema=0.9, accumulate=2, keep="best")
+    assert changed.to_dict() == saved | {"crop": [0.5, 1.0], "ema": 0.9, "accumulate": 2, "keep": "best"}
+    assert Recipe.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
 def test_constant_and_cosine_and_warmup():
     assert {Recipe(**PLAIN, schedule="constant").learning_rate(step, 5) for step in range(20)} == {0.1}
     cosine = [Recipe(**PLAIN).learning_rate(step, 5) for step in range(20)]
@@ -61,6 +85,17 @@ def test_constant_and_cosine_and_warmup():
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be"),
         ({"shift": -1}, ValueError, "shift must be at least 0"),
         ({"flip": 1}, TypeError, "flip must be True or False, got 1"),
+        ({"sync_batch_norm": None}, TypeError, "sync_batch_norm must be True or False, got None"),
+        ({"crop": 0.5}, TypeError, "crop must be two numbers .low, high. or None, got 0.5"),
+        ({"crop": (0.5, 0.1)}, ValueError, "crop must be two shares of the area, 0 < low <= high <= 1"),
+        ({"crop": (0.0, 1.0)}, ValueError, "crop must be finite, above 0, got 0.0"),
+        ({"crop": (0.5, 1.5)}, ValueError, "crop must be two shares"),
+        ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
+        ({"accumulate": 9}, ValueError, "accumulate must be at most batch_size 8, got 9"),
+        ({"precision": "half"}, ValueError, "precision must be one of 'float32', 'bfloat16', 'float16', got 'half'"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm must be finite, at least 0, got -1.0"),
+        ({"ema": 1.0}, ValueError, "ema must be finite, at least 0 and below 1, got 1.0"),
+        ({"keep": "first"}, ValueError, "keep must be one of 'last', 'best', got 'first'"),
     ],
 )
 def test_bad_settings(change, error, message):

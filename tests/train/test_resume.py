@@ -14,7 +14,7 @@ import torch
 
 from bitnas import data, models
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
-from bitnas.train import Epoch, Recipe, TrainingDiverged, fit
+from bitnas.train import Recipe, TrainingDiverged, fit
 
 RECIPE = Recipe(epochs=5, batch_size=16, lr=0.01, optimizer="adam", shift=1)
 
@@ -30,7 +30,7 @@ def assert_equal_states(first, second):
 
 
 def without_seconds(history):
-    return [dataclasses.replace(record, seconds=0.0) for record in history.epochs]
+    return [dataclasses.replace(record, seconds=0.0, data_seconds=0.0) for record in history.epochs]
 
 
 class Stop(Exception):
@@ -63,49 +63,91 @@ def test_stopped_after_every_epoch_ends_the_same(tmp_path, make_net, problem, op
     assert without_seconds(history) == without_seconds(expected)
 
 
+# Everything that has a state of its own.
+RICH = dataclasses.replace(
+    RECIPE, epochs=3, weight_decay=1e-4, flip=True, ema=0.9, accumulate=3, clip_norm=1.0, keep="best"
+)
+
+
+@pytest.mark.parametrize("change", [{}, {"optimizer": "sgd"}, {"ema": 0.0}, {"keep": "last"}, {"accumulate": 1}])
+def test_stopped_inside_epochs_ends_the_same(tmp_path, make_net, problem, change):
+    """After several steps of a run in turn, among them the last of an epoch, with all that a recipe can ask for."""
+    recipe = dataclasses.replace(RICH, **change)
+    whole = make_net()
+    expected = fit(whole, problem, recipe, seed=1, val=problem)
+    for stop in range(1, 31, 9 if change else 3):  # 10 steps an epoch
+        steps = 0
+
+        def on_step(*_: int, stop: int = stop) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                raise Stop
+
+        path = tmp_path / f"{stop}.safetensors"
+        with pytest.raises(Stop):
+            fit(make_net(), problem, recipe, seed=1, val=problem, checkpoint=path, checkpoint_every=0, on_step=on_step)
+        resumed = make_net(stop)
+        history = fit(resumed, problem, recipe, seed=1, val=problem, checkpoint=path)
+        assert_equal_states(state(whole), state(resumed))
+        assert without_seconds(history) == without_seconds(expected)
+
+
 def train_in_child(checkpoint: Path, result: Path, kill_after: float | None) -> None:
-    """Train to the end, or kill this process so many seconds after the first epoch that it finishes."""
+    """Train to the end, or kill this process so many seconds after the first step that it makes."""
     torch.set_num_threads(1)
     digits = data.load("digits")
     torch.manual_seed(0)
     net = models.create_model("vgg_small", num_classes=10, input_size=(1, 8, 8), base_width=0.0625)
-    recipe = Recipe(epochs=20, batch_size=32, lr=0.01, optimizer="adam", shift=1, weight_decay=1e-4)
     killers: list[threading.Timer] = []
 
-    def on_epoch(_: Epoch) -> None:
+    def on_step(*_: int) -> None:
         if kill_after is not None and not killers:
             killers.append(threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)))
             killers[0].start()
 
-    fit(net, digits.subset(torch.arange(128)), recipe, seed=0, checkpoint=checkpoint, on_epoch=on_epoch)
-    save_tensors(result, net.state_dict(), {"format": "test-weights"})
+    train, val = digits.subset(torch.arange(160)), digits.subset(torch.arange(160, 260))
+    history = fit(
+        net, train, dataclasses.replace(RICH, epochs=6), seed=0, val=val, checkpoint=checkpoint, checkpoint_every=0.01,
+        log=checkpoint.with_suffix(".csv"), on_step=on_step,
+    )  # fmt: skip
+    epochs = [dataclasses.asdict(epoch) for epoch in without_seconds(history)]
+    save_tensors(result, net.state_dict(), {"format": "test-weights", "epochs": epochs})
 
 
 def run_in_child(checkpoint: Path, result: Path, kill_after: float | None = None) -> int | None:
     # A fork server loads torch once for all the processes, and is itself free of this process's threads.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "bitnas.data", "bitnas.models", "bitnas.train"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "bitnas.data", "bitnas.models", "bitnas.train"])
     process = context.Process(target=train_in_child, args=(checkpoint, result, kill_after))
     process.start()
     process.join()
     return process.exitcode
 
 
-def test_killed_at_random_moments_ends_the_same(tmp_path):
-    """SIGKILL, five times at random moments of training or writing, then to the end."""
+@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_ends_the_same(tmp_path, kills):
+    """SIGKILL at random moments of training, validation or writing, until the run is through; then it is compared."""
     checkpoint = tmp_path / "run.safetensors"
     generator = random.Random(0)
-    reached = [0]
-    for _ in range(5):
-        assert run_in_child(checkpoint, tmp_path / "never", generator.uniform(0, 0.03)) == -signal.SIGKILL
-        _, metadata = load_tensors(checkpoint, expected_format="bitnas-training-1")
-        reached.append(len(metadata["epochs"]))
-    assert reached == sorted(set(reached))
-    assert reached[-1] < 20
-    assert not (tmp_path / "never").exists()
+    reached, killed = [], 0
+    while killed < kills:
+        code = run_in_child(checkpoint, tmp_path / "resumed", generator.uniform(0, 1.6 / kills))
+        killed += code == -signal.SIGKILL
+        if checkpoint.exists():
+            _, metadata = load_tensors(checkpoint, expected_format="bitnas-training-2")
+            reached.append((metadata["position"]["epoch"], metadata["position"]["step"]))
+        if code == 0:
+            break
+    assert killed >= 2
+    assert reached == sorted(reached)
+    assert any(step for _, step in reached), "no kill inside an epoch was caught"
     assert run_in_child(checkpoint, tmp_path / "resumed") == 0
     assert run_in_child(tmp_path / "other.safetensors", tmp_path / "straight") == 0
     assert (tmp_path / "straight").read_bytes() == (tmp_path / "resumed").read_bytes()
+    for log in (checkpoint, tmp_path / "other.safetensors"):
+        rows = log.with_suffix(".csv").read_text().splitlines()
+        assert [row.partition(",")[0] for row in rows] == ["epoch", *map(str, range(6))]
 
 
 def test_killed_between_writing_and_renaming(tmp_path, make_net, problem):
@@ -137,13 +179,32 @@ def test_keyboard_interrupt_leaves_the_last_checkpoint(tmp_path, make_net, probl
 
     with pytest.raises(KeyboardInterrupt):
         fit(Interrupting(), problem, RECIPE, seed=0, checkpoint=path)
-    _, metadata = load_tensors(path, expected_format="bitnas-training-1")
+    _, metadata = load_tensors(path, expected_format="bitnas-training-2")
     assert [epoch["epoch"] for epoch in metadata["epochs"]] == [0, 1]
+    assert (metadata["position"]["epoch"], metadata["position"]["step"]) == (2, 5)  # the step was finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed, whole = Interrupting(), Interrupting()
     resumed.calls = whole.calls = 25
     fit(resumed, problem, RECIPE, seed=0, checkpoint=path)
     fit(whole, problem, RECIPE, seed=0)
     assert_equal_states(state(resumed), state(whole))
+
+
+def test_a_second_ctrl_c_ends_inside_the_step(tmp_path, make_net, problem):
+    class Interrupting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Interrupting(), problem, RECIPE, seed=0, checkpoint=tmp_path / "run.safetensors")
+    assert not (tmp_path / "run.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_divergence_leaves_the_epoch_before(tmp_path, make_net, problem):
@@ -157,7 +218,7 @@ def test_divergence_leaves_the_epoch_before(tmp_path, make_net, problem):
 
     with pytest.raises(TrainingDiverged):
         fit(net, problem, RECIPE, seed=0, checkpoint=path, on_epoch=poison)
-    tensors, metadata = load_tensors(path, expected_format="bitnas-training-1")
+    tensors, metadata = load_tensors(path, expected_format="bitnas-training-2")
     assert len(metadata["epochs"]) == 2
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
@@ -228,7 +289,15 @@ def test_checkpoints_of_other_runs_are_refused(written, make_net, problem):
 def test_another_kind_of_file_is_refused(tmp_path, make_net, problem):
     path = tmp_path / "frozen.safetensors"
     save_tensors(path, {"a": torch.ones(2)}, {"format": "bitnas-frozen-1"})
-    with pytest.raises(CorruptFileError, match="format is 'bitnas-frozen-1', expected 'bitnas-training-1'"):
+    with pytest.raises(CorruptFileError, match="format is 'bitnas-frozen-1', expected 'bitnas-training-2'"):
+        fit(make_net(), problem, RECIPE, seed=0, checkpoint=path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path, make_net, problem):
+    path = tmp_path / "run.safetensors"
+    save_tensors(path, {"model.a": torch.ones(2)}, {"format": "bitnas-training-1", "run": {}, "epochs": []})
+    message = "an earlier version of bitnas wrote it .format bitnas-training-1, here bitnas-training-2.. Delete it"
+    with pytest.raises(CorruptFileError, match=message):
         fit(make_net(), problem, RECIPE, seed=0, checkpoint=path)
 
 

@@ -1,0 +1,134 @@
+"""`bitnas train`: its options reach the recipe, a folder stays one run's, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from bitnas import cli
+from bitnas.train import Epoch
+from bitnas.train.folder import locked
+
+TINY = ["train", "--base-width", "0.05", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*TINY, *map(str, arguments)])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_options_are_settings_of_the_recipe(run, tmp_path):
+    options = {
+        "batch_size": 100, "lr": 0.003, "optimizer": "sgd", "weight_decay": 0.001, "warmup_epochs": 0.5,
+        "label_smoothing": 0.1, "clip_norm": 5.0, "ema": 0.5, "accumulate": 2, "keep": "best", "precision": "float32",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, out, err = run("--out", tmp_path, "--json", "--seed", 3, "--val-share", 0.2, *words)
+    assert code == 0, err
+    result = json.loads(out)
+    settings = json.loads((tmp_path / "settings.json").read_text())["settings"]
+    assert settings["recipe"] == result["recipe"]
+    recorded = {name: settings["recipe"].get(name, "float32") for name in options}
+    assert recorded == options
+    assert (settings["seed"], settings["processes"], settings["val_share"]) == (3, 1, 0.2)
+    assert result["verified"]["ok"]
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["0"]
+    assert float(rows[0]["val_accuracy"]) == round(float(rows[0]["val_accuracy"]) * 288) / 288  # a fifth of 80 %
+    assert "epoch 1/1  loss " in err
+
+
+def test_a_folder_is_one_runs(run, tmp_path):
+    assert run("--out", tmp_path)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for other, message in (
+        (["--lr", "0.5"], "recipe.lr 0.01 there, 0.5 here"),
+        (["--seed", "1"], "seed 0 there, 1 here"),
+        (["--scheme", "bireal"], "network.scheme 'dorefa' there, 'bireal' here"),
+    ):
+        code, out, err = run("--out", tmp_path, *other)
+        assert code == 2
+        assert out == ""
+        assert f"belongs to a training with other settings: {message}" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    code, _, err = run("--out", tmp_path)
+    assert code == 0
+    assert "epoch" not in err
+
+
+def test_a_folder_in_use_is_refused(run, tmp_path):
+    with locked(tmp_path):
+        code, out, err = run("--out", tmp_path)
+    assert code == 2
+    assert out == ""
+    assert "is in use by another process" in err
+    assert not (tmp_path / "train.json").exists()
+
+
+def test_a_published_code_by_name_without_validation(run, tmp_path):
+    code, out, err = run("--out", tmp_path, "--model", "vgg_auto_a", "--val-share", "0", "--json")
+    assert code == 0, err
+    assert json.loads(out)["network"]["ratios"] == [0.5, 2, 1, 1, 1, 0.5]
+    assert "validation" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "best"], "--recipe must be one of digits, digits-parent, shen2019-cifar10"),
+        (["--val-share", "1"], "--val-share must be at least 0 and below 1, got 1.0"),
+        (["--precision", "bfloat16"], "precision 'bfloat16' needs a GPU"),
+        (["--keep", "best", "--val-share", "0"], "keep 'best' needs validation images"),
+        (["--device", "tpu"], "device must be one of 'auto', 'cpu', 'cuda', got 'tpu'"),
+        (["--workers", "2"], "digits takes no workers"),
+        (["--ema", "1"], "ema must be finite, at least 0 and below 1"),
+    ],
+)
+def test_what_cannot_be_is_said(run, tmp_path, options, message):
+    code, out, err = run("--out", tmp_path / "run", *options)
+    assert code == 2
+    assert out == ""
+    assert message in err
+
+
+def test_the_line_of_an_epoch():
+    from bitnas.cli.train import epoch_line
+
+    epoch = Epoch(epoch=1, loss=0.5, train_accuracy=0.75, val_accuracy=0.5, lr=0.1, seconds=200.0, data_seconds=4.0)
+    line = "epoch 2/9  loss 0.5000  train 75.0 %  validation 50.0 %  3 min 20 s, 2 % of it waiting for images  "
+    assert epoch_line(epoch, 9, 8000.0) == line + "2 h 13 min left"
+    assert epoch_line(epoch, 2, 0.0) == line.replace("2/9", "2/2").rstrip()
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_steps_and_says_how_to_go_on(run, tmp_path):
+    words = ["--out", str(tmp_path / "a run"), "--epochs", "12"]
+    process = subprocess.Popen([sys.executable, "-m", "bitnas", *TINY, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    again = f"bitnas train --base-width 0.05 --epochs 1 --device cpu --out '{tmp_path}/a run'"
+    assert f"stopped; finished steps are kept. To go on: {again}" in err
+    assert "Traceback" not in err
+    assert run(*words)[0] == 0
+    rows = list(csv.DictReader((tmp_path / "a run" / "log.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == list(range(12))
