@@ -10,7 +10,9 @@ from bitnas.cost.count import Count, count
 
 # public name -> module that defines it
 _LAZY = {
+    "DeviceTable": "bitnas.cost.device_table",
     "Latency": "bitnas.cost.latency",
+    "latency_key": "bitnas.cost.device_table",
     "measure_latency": "bitnas.cost.latency",
 }
 

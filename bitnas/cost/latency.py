@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from bitnas.cost import cuda_timing, machine
-from bitnas.cost.timing import Timing, time_call
+from bitnas.cost.exclusive import exclusive
+from bitnas.cost.timing import Timing, time_call, times_preempted
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def measure_latency(
 ) -> Latency:
     """Times a network, frozen or float, from float images to logits.
 
-    Run nothing else on the machine meanwhile. Random images; inference mode; the module's own device. On a GPU, times
-    are the GPU's own: a replayed graph, and beside it the same network launched from the host.
+    Run nothing else on the machine meanwhile; processes of one user that measure wait for each other, and on a CPU
+    samples during which the system ran something else are left out. Random images; inference mode; the module's own
+    device. On a GPU, times are the GPU's own: a replayed graph, and beside it the same network launched from the host.
 
     Args:
         frozen: what :func:`bitnas.freeze` returns, or any module (evaluated in the mode it is in).
@@ -119,8 +121,10 @@ def measure_latency(
         raise ValueError(f"cold_cache is for a network on a GPU, this one is on {tensor.device}")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((batch, *input_size), generator=generator).to(tensor.device)
-    with thread_count(threads), torch.inference_mode():
+    with exclusive(), thread_count(threads), torch.inference_mode():
         if not tensor.is_cuda:
+            if "clock" not in timing:
+                timing["preempted"] = times_preempted
             result = time_call(lambda: frozen(x), **timing)
             where = {**machine.facts(), "device": str(tensor.device)}
             return Latency(result, batch, threads, tuple(input_size), where)

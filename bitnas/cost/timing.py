@@ -1,13 +1,15 @@
 """A timer that knows its own noise: warm-up by time, medians, and repeats until the median is known well enough."""
 
 import math
+import resource
 import statistics
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
+Sample = TypeVar("Sample")
 Call = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
 Stopwatch = Callable[[Call, int], float]  # makes a call so many times in a row: nanoseconds that they took
@@ -17,6 +19,12 @@ _MIN_SAMPLE_NS = 100_000
 
 # Of a peer's ways, those that take so many times as long as its fastest are not worth timing any further.
 _SLOW = 2.0
+
+# Samples during which the system took the CPU away are left out, if so many remain.
+FEWEST_CLEAN = 5
+
+# Where fewer do, timing goes on, for up to so many times as long.
+_LONGER = 4.0
 
 # Probing a way takes a call to get ready and three more, for one hiccup must not rule it out; or what fits this time.
 _PROBES = 4
@@ -62,6 +70,18 @@ def summarize(samples_us: list[float], tolerance: float) -> Timing:
     q1, _, q3 = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (median,) * 3
     low, high = _median_interval(ordered)
     return Timing(median, q1, q3, low, high, len(ordered), (high - low) / 2 > tolerance * median)
+
+
+def times_preempted() -> int:
+    """How often the system has taken the CPU away from this thread so far; 0 where it does not tell."""
+    who = getattr(resource, "RUSAGE_THREAD", None)
+    return 0 if who is None else resource.getrusage(who).ru_nivcsw
+
+
+def undisturbed(samples: Sequence[Sample], disturbed: Sequence[bool]) -> list[Sample]:
+    """The samples that were not disturbed; all of them where too few would be left to go by."""
+    clean = [sample for sample, bad in zip(samples, disturbed, strict=True) if not bad]
+    return clean if len(clean) >= FEWEST_CLEAN else list(samples)
 
 
 def host_stopwatch(clock: Clock = time.perf_counter_ns) -> Stopwatch:
@@ -136,6 +156,7 @@ def time_interleaved(
     tolerance: float = 0.02,
     clock: Clock = time.perf_counter_ns,
     stopwatch: Stopwatch | None = None,
+    preempted: Callable[[], int] | None = None,
 ) -> dict[Name, Timing]:
     """Times several calls in turns (A B C A B C ...), so that a drifting clock or a busy neighbour meets all alike.
 
@@ -146,6 +167,8 @@ def time_interleaved(
         tolerance: a timing is stable when half its 95 % interval is below this share of the median.
         clock: what the limits above are told by.
         stopwatch: what samples are taken with; by default the same clock. cpu_timing.py and cuda_timing.py have others.
+        preempted: :func:`times_preempted`, for calls that run on this thread: samples that it grew in are left out, so
+            that a busy machine does not look like a slow network.
 
     Returns:
         one :class:`Timing` per name.
@@ -156,18 +179,34 @@ def time_interleaved(
         length = known[name] * 1e9 if known and name in known else _warm_up(call, warmup, elapsed, clock)
         repeats[name] = max(1, int(_MIN_SAMPLE_NS / max(1, length)))
     samples: dict[Name, list[float]] = {name: [] for name in calls}
+    disturbed: dict[Name, list[bool]] = {name: [] for name in calls}
+    count = preempted or _never
+
+    def summary(name: Name) -> Timing:
+        return summarize(undisturbed(samples[name], disturbed[name]), tolerance)
+
     start, rounds = clock(), 0
     while True:
         for name, call in calls.items():
+            before = count()
             samples[name].append(elapsed(call, repeats[name]) / repeats[name] / 1e3)
+            disturbed[name].append(count() != before)
         rounds += 1
         if rounds < min_runs:
             continue
-        if clock() - start > seconds * 1e9:
+        spent = (clock() - start) / 1e9
+        starved = any(len(bad) - sum(bad) < FEWEST_CLEAN <= len(bad) for bad in disturbed.values())
+        if starved and spent < _LONGER * seconds:
+            continue
+        if spent > seconds:
             break
-        if rounds % 10 == 0 and not any(summarize(s, tolerance).noisy for s in samples.values()):
+        if rounds % 10 == 0 and not any(summary(name).noisy for name in calls):
             break
-    return {name: summarize(s, tolerance) for name, s in samples.items()}
+    return {name: summary(name) for name in calls}
+
+
+def _never() -> int:
+    return 0
 
 
 def _warm_up(call: Call, seconds: float, elapsed: Stopwatch, clock: Clock) -> float:

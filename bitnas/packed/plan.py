@@ -35,6 +35,11 @@ class Call:
         """The first step that the call stands for."""
         return self.names[0]
 
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """Every step that the call stands for, in order."""
+        return self.names
+
     def run(self, modules: Modules, values: Values) -> None:
         """Adds ``names`` to the values."""
         raise NotImplementedError
@@ -77,6 +82,10 @@ class _Stem(Call):
     @property
     def step(self) -> str:
         return self.chain[0]
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return self.chain if self.pack is None else (*self.chain, self.pack)
 
     def run(self, modules: Modules, values: Values) -> None:
         x = values[self.inputs[0]]
@@ -161,6 +170,10 @@ class _BinaryConv2d(Call):
     @property
     def step(self) -> str:
         return self.name
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.name, self.prelu, self.pack) if name is not None)
 
     def run(self, modules: Modules, values: Values) -> None:
         layer: PackedConv2d = modules[self.name]
