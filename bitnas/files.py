@@ -71,6 +71,68 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_json_checked(path: str | os.PathLike[str], value: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """Write an object, or a list of them, as indented JSON with a checksum inside, atomically.
+
+    The member "sha256" of the object, or of the last one in the list, is the SHA-256 of the value's canonical JSON
+    (sorted keys, no spaces) without that member: other programs read the file as ever, and `read_json_checked` finds
+    every change to what it says. Formatting and the order of members are not covered.
+
+    Raises ValueError if `value` holds a NaN or an infinity, is empty or has a member "sha256" in that place already;
+    TypeError if it is not JSON, or no object or list of objects.
+    """
+    holder = _digest_holder(value)
+    if holder is None:
+        raise TypeError(f"value: got {type(value).__name__}, wanted an object with members, or a list that ends in one")
+    if "sha256" in holder:
+        raise ValueError(
+            "value: has a member 'sha256', which is where the checksum goes; give that member another name"
+        )
+    checked = {**holder, "sha256": _json_digest(value)}
+    write_json_atomic(path, checked if isinstance(value, dict) else [*value[:-1], checked])
+
+
+def read_json_checked(path: str | os.PathLike[str], *, fix: str = "Restore it from a copy") -> Any:
+    """Read what `write_json_checked` wrote, without the checksum.
+
+    Args:
+        fix: what the user can do if the file is refused; ends the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFileError: it is damaged, was edited, or carries no checksum.
+    """
+    data = Path(path).read_bytes()
+    try:
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        holder = _digest_holder(value)
+        digest = None if holder is None else holder.pop("sha256", None)
+        matches = _json_digest(value) == digest
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(path, f"is not JSON as it was written ({error}). {fix}") from error
+    if digest is None:
+        raise CorruptFileError(path, f"holds no SHA-256 of itself, so it cannot be checked. {fix}")
+    if not matches:
+        raise CorruptFileError(
+            path, f"the SHA-256 in it does not match the contents; it is damaged or was edited. {fix}"
+        )
+    return value
+
+
+def _digest_holder(value: Any) -> dict[str, Any] | None:
+    last = value[-1] if isinstance(value, list) and value else value
+    return last if isinstance(last, dict) and last else None
+
+
+def _json_digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
 ) -> None:

@@ -14,7 +14,15 @@ import safetensors.torch
 import torch
 
 from bitnas import files
-from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_bytes_atomic, write_json_atomic
+from bitnas.files import (
+    CorruptFileError,
+    load_tensors,
+    read_json_checked,
+    save_tensors,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_json_checked,
+)
 
 FORMAT = "bitnas-test-1"
 
@@ -188,6 +196,109 @@ def test_json_and_permissions(tmp_path):
     write_json_atomic(path, [])
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("value", [{"b": 1, "a": [0.1, -0.0, None, "é"]}, [{"a": 1}, {"sha": 2}]])
+def test_checked_json_comes_back_and_other_programs_read_it(tmp_path, value):
+    path = tmp_path / "x.json"
+    write_json_checked(path, value)
+    assert read_json_checked(path) == value
+    plain = json.loads(path.read_text())
+    holder = plain if isinstance(plain, dict) else plain[-1]
+    assert len(holder.pop("sha256")) == 64
+    assert plain == value
+    path.write_text(json.dumps(json.loads(path.read_text()), separators=(",", ":")))  # formatting is free
+    assert read_json_checked(path) == value
+
+
+def test_edited_json_is_refused_and_says_how_to_go_on(tmp_path):
+    path = tmp_path / "config.json"
+    write_json_checked(path, {"seed": 0, "rate": 0.5})
+    whole = path.read_text()
+    edited = [whole.replace('"seed": 0', '"seed": 1'), whole.replace("0.5", "0.50001"), whole.replace("rate", "rats")]
+    for text in [*edited, whole.replace("0.5", "NaN"), "{}", "[]", "7", "", "[" * 100_000, '{"seed": 0, "rate": 0.5}']:
+        assert text != whole
+        path.write_text(text)
+        with pytest.raises(CorruptFileError, match=r"config\.json: .*Use a new folder$"):
+            read_json_checked(path, fix="Use a new folder")
+    path.write_bytes(b"\xff" + whole.encode())
+    with pytest.raises(CorruptFileError):
+        read_json_checked(path)
+
+
+def test_what_cannot_be_checked_is_not_written(tmp_path):
+    path = tmp_path / "x.json"
+    for value in ({}, [], [{"a": 1}, 2], "text"):
+        with pytest.raises(TypeError, match="wanted an object"):
+            write_json_checked(path, value)
+    with pytest.raises(ValueError, match="'sha256'"):
+        write_json_checked(path, {"sha256": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_checked(path, {"a": float("nan")})
+    assert not path.exists()
+
+
+STEPS = ["open", "write", "flush", "fsync", "replace", "folder fsync"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fault_at_each_step_of_a_write_leaves_a_whole_file(tmp_path, monkeypatch, step, code):
+    """Old contents up to the rename, new ones after it; the same write succeeds once the disk works again."""
+    path = tmp_path / "x.json"
+    write_json_checked(path, {"version": 1})
+    fault = OSError(code, os.strerror(code))
+    real_open, real_fsync, synced = open, os.fsync, []
+
+    class Faulty:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if step == "write":
+                self.file.write(data[: len(data) // 2])
+                raise fault
+            return self.file.write(data)
+
+        def flush(self):
+            if step == "flush":
+                raise fault
+            self.file.flush()
+
+    def faulty_open(name, mode="r", *rest, **more):
+        if step == "open" and "x" in mode:
+            raise fault
+        return Faulty(real_open(name, mode, *rest, **more)) if "x" in mode else real_open(name, mode, *rest, **more)
+
+    def faulty_fsync(descriptor):
+        synced.append(descriptor)
+        if (step, len(synced)) in (("fsync", 1), ("folder fsync", 2)):
+            raise fault
+        real_fsync(descriptor)
+
+    def faulty_replace(*_):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", faulty_open)
+        patch.setattr(files.os, "fsync", faulty_fsync)
+        if step == "replace":
+            patch.setattr(files.os, "replace", faulty_replace)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            write_json_checked(path, {"version": 2})
+    assert read_json_checked(path) == {"version": 2 if step == "folder fsync" else 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+    write_json_checked(path, {"version": 3})
+    assert read_json_checked(path) == {"version": 3}
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

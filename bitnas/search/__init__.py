@@ -3,10 +3,11 @@
 from bitnas.search.evolution import Evolution, penalised_accuracy
 from bitnas.search.journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
 from bitnas.search.loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
+from bitnas.search.noise import settle
 from bitnas.search.nsga2 import NSGA2
 from bitnas.search.pareto import Objective, crowding_distance, dominates, hypervolume_2d, non_dominated
 from bitnas.search.space import Genome, WidthSpace, genome_key
-from bitnas.search.workers import Failure, WorkerPool, WorkersUnavailable
+from bitnas.search.workers import Failure, WorkerPool, Workers, WorkersUnavailable, open_workers
 
 __all__ = [
     "NSGA2",
@@ -25,13 +26,16 @@ __all__ = [
     "Stage",
     "WidthSpace",
     "WorkerPool",
+    "Workers",
     "WorkersUnavailable",
     "crowding_distance",
     "dominates",
     "genome_key",
     "hypervolume_2d",
     "non_dominated",
+    "open_workers",
     "penalised_accuracy",
     "run_search",
     "run_tasks",
+    "settle",
 ]

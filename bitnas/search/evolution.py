@@ -10,19 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import NamedTuple
 
+from bitnas.search.noise import Interval, settle
 from bitnas.search.space import Genome, WidthSpace
 
 
-def penalised_accuracy(accuracy: float, relative_flops: float, *, penalty: float = 4.0) -> float:
-    """Fitness max(Acc - penalty * F, 0) in percent points (Shen et al. 2019, section 3.2).
+def penalised_accuracy(
+    accuracy: float,
+    relative_flops: float,
+    *,
+    penalty: float = 4.0,
+    relative_latency: float = 0.0,
+    latency_penalty: float = 0.0,
+) -> float:
+    """Fitness max(Acc - penalty * F - latency_penalty * L, 0) in percent points.
+
+    Without the latency term, which is off by default, this is the fitness of Shen et al. 2019, section 3.2.
 
     Args:
         accuracy: fraction in [0, 1].
         relative_flops: F, the FLOPs divided by those of the un-widened network.
         penalty: the paper's lambda, percent points per un-widened network.
+        relative_latency: L, the latency divided by that of the un-widened network on the same machine.
+        latency_penalty: percent points per un-widened network of latency.
     """
-    return max(100.0 * accuracy - penalty * relative_flops, 0.0)
+    return max(100.0 * accuracy - penalty * relative_flops - latency_penalty * relative_latency, 0.0)
 
 
 def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
@@ -56,6 +69,12 @@ def check_initial(space: WidthSpace, initial: Sequence[Genome], population: int)
     if len(codes) > population or len(set(codes)) != len(codes):
         raise ValueError(f"initial: got {len(codes)} codes, wanted at most {population}, all distinct")
     return codes
+
+
+class _Survivor(NamedTuple):
+    genome: Genome
+    losses: tuple[float, ...]
+    interval: Interval
 
 
 class Evolution:
@@ -96,7 +115,7 @@ class Evolution:
         self._initial = check_initial(space, initial, population)
         self._rng = Random(seed)
         self._seen: set[Genome] = set()
-        self._survivors: list[tuple[float, Genome]] = []
+        self._survivors: list[_Survivor] = []
 
     def ask(self) -> list[Genome]:
         """The next generation: up to `population` codes never asked before; empty when the space is exhausted."""
@@ -106,13 +125,30 @@ class Evolution:
         self._seen.update(children)
         return children
 
-    def tell(self, genomes: Sequence[Genome], losses: Sequence[Sequence[float]]) -> None:
-        """Report one value per code, to be minimised; a failed code has a non-finite value and never survives."""
+    def tell(
+        self,
+        genomes: Sequence[Genome],
+        losses: Sequence[Sequence[float]],
+        intervals: Sequence[Sequence[Interval]] | None = None,
+    ) -> None:
+        """Report one row per code, to be minimised: the first value decides, the others break ties.
+
+        A failed code has a non-finite value and never survives. `intervals` say what each value is known to; values
+        whose intervals overlap are ties (see `settle`).
+        """
         if len(genomes) != len(losses):
             raise ValueError(f"losses: got {len(losses)} rows, wanted {len(genomes)}")
-        told = [(row[0], genome) for genome, row in zip(genomes, losses, strict=True) if math.isfinite(row[0])]
-        # Ties are broken by the code itself, so the order of evaluation has no say.
-        self._survivors = sorted(self._survivors + told)[: self.population]
+        known = intervals or [[(value, value) for value in row] for row in losses]
+        told = [
+            _Survivor(genome, tuple(row), interval[0])
+            for genome, row, interval in zip(genomes, losses, known, strict=True)
+            if math.isfinite(row[0])
+        ]
+        pool = self._survivors + told
+        settled = settle([one.losses[0] for one in pool], [one.interval for one in pool])
+        # What is left to break ties is the code itself, so the order of evaluation has no say.
+        order = sorted(range(len(pool)), key=lambda i: (settled[i], pool[i].losses[1:], pool[i].genome))
+        self._survivors = [pool[i] for i in order[: self.population]]
 
     def _offspring(self) -> list[Genome]:
         children: list[Genome] = []
@@ -130,4 +166,5 @@ class Evolution:
         return children
 
     def _parent(self) -> Genome:
-        return min(self._rng.choice(self._survivors) for _ in range(self.tournament))[1]
+        ranks = range(len(self._survivors))  # the best survivor stands first
+        return self._survivors[min(self._rng.choice(ranks) for _ in range(self.tournament))].genome

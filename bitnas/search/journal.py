@@ -14,11 +14,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bitnas.search.space import Genome
@@ -51,7 +53,7 @@ class JournalMismatch(JournalError):
     """It belongs to a run with other settings."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One stage of one architecture, as measured.
 
@@ -127,7 +129,12 @@ class Journal:
         try:
             with _explained(self.path):
                 self._db = self._connect()
-                stored, self._rows, self._head = _load(self._db, self.path)
+                stored, records, self._head = _load(self._db, self.path)
+            # Only which rows there are is kept in memory: a long search must not grow by each of them twice.
+            self._known: dict[str, set[str]] = {}
+            self._count = 0
+            for record in records:
+                self._note(record)
             differing = sorted(
                 name for name in stored.keys() | self.meta.keys() if stored.get(name) != self.meta.get(name)
             )
@@ -147,6 +154,7 @@ class Journal:
         db = sqlite3.connect(self.path, isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA cache_size = -512")  # KiB; nothing is read often
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         # A process killed while creating the file leaves it without tables, because they are made in one transaction.
         if tables == 0:
@@ -159,27 +167,36 @@ class Journal:
 
     def get(self, key: str, stage: str = "evaluate") -> Record | None:
         """The record, or None if that stage was never measured."""
-        return self._rows.get((key, stage))
+        if key not in self._known.get(stage, ()):
+            return None
+        with _explained(self.path):
+            row = self._db.execute(f"SELECT {_COLUMNS} FROM evaluations WHERE key = ? AND stage = ?", (key, stage))
+            return _record(row.fetchone())
 
     def add(self, record: Record) -> None:
         """Write one record durably; ValueError if that stage of that architecture is already there."""
-        if (record.key, record.stage) in self._rows:
+        if record.key in self._known.get(record.stage, ()):
             raise ValueError(f"key: {record.key} already has stage {record.stage!r}; a measurement is never replaced")
-        row = _row(len(self._rows), record)
+        row = _row(self._count, record)
         head = _chain(self._head, row)
         with _explained(self.path):
             self._db.execute(
                 f"INSERT INTO evaluations ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, head)
             )
         self._head = head
-        self._rows[(record.key, record.stage)] = record
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
+        self._known.setdefault(record.stage, set()).add(record.key)
+        self._count += 1
 
     def records(self) -> list[Record]:
         """Every record, in the order of writing."""
-        return list(self._rows.values())
+        with _explained(self.path):
+            return [_record(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM evaluations ORDER BY sequence")]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def close(self) -> None:
         """Close the file and give the lock back."""
@@ -203,13 +220,16 @@ def read_journal(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Rec
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such journal")
-    with _explained(path):
-        db = sqlite3.connect(path)
-        try:
-            meta, rows, _ = _load(db, path)
-        finally:
-            db.close()
-    return {name: json.loads(value) for name, value in meta.items()}, list(rows.values())
+    with ExitStack() as stack, _explained(path):
+        source = path
+        if not os.access(path.parent, os.W_OK):  # SQLite writes beside what it reads
+            source = Path(stack.enter_context(TemporaryDirectory())) / path.name
+            for suffix in ("-wal", ""):
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(f"{path}{suffix}", f"{source}{suffix}")
+        db = stack.enter_context(closing(sqlite3.connect(source)))
+        meta, records, _ = _load(db, path)
+    return {name: json.loads(value) for name, value in meta.items()}, records
 
 
 def _canonical(value: Any) -> str:
@@ -217,19 +237,31 @@ def _canonical(value: Any) -> str:
 
 
 def _acquire(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_name(path.name + ".lock")
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise JournalError(
+            f"{path.parent} cannot be written: {error.strerror}. Give yourself write permission there, free space, or "
+            "use another folder."
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise JournalLocked(
             f"{path.parent} is in use by another process (pid {holder}). Wait for it to end, or use another folder."
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise JournalError(
+            f"{lock_path} cannot be locked: {error.strerror}. Use a folder on a file system with locks."
+        ) from error
+    with suppress(OSError):  # whose it is only helps a reader; on a full disk the lock holds all the same
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
 
 
@@ -241,8 +273,11 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise JournalLocked(f"{path} is in use by another process ({error}). Wait for it to end.") from error
-        if "full" in str(error) or "I/O" in str(error) or "readonly" in str(error):
-            raise JournalError(f"{path} cannot be written: {error}. Free space or permissions, then resume.") from error
+        if any(word in str(error) for word in ("full", "I/O", "readonly", "unable to open")):
+            raise JournalError(
+                f"{path} cannot be written: {error}. Nothing that was measured is lost: free space, or give yourself "
+                "permission, then resume."
+            ) from error
         raise _corrupt(path, str(error)) from error
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise _corrupt(path, str(error)) from error
@@ -275,26 +310,30 @@ def _chain(head: str, row: tuple[Any, ...]) -> str:
     return hashlib.sha256((head + _canonical(list(row))).encode()).hexdigest()
 
 
-def _load(db: sqlite3.Connection, path: Path) -> tuple[dict[str, str], dict[tuple[str, str], Record], str]:
+def _load(db: sqlite3.Connection, path: Path) -> tuple[dict[str, str], list[Record], str]:
     problems = [row[0] for row in db.execute("PRAGMA integrity_check")]
     if problems != ["ok"]:
         raise _corrupt(path, str(problems[0]))
     meta = dict(db.execute("SELECT name, value FROM meta ORDER BY name"))
     head = hashlib.sha256(_canonical(meta).encode()).hexdigest()
-    rows: dict[tuple[str, str], Record] = {}
+    records: list[Record] = []
     for *row, checksum in db.execute(f"SELECT {_COLUMNS}, checksum FROM evaluations ORDER BY sequence"):
         head = _chain(head, tuple(row))
-        if checksum != head or row[0] != len(rows):
-            raise _corrupt(path, f"row {len(rows)} does not match its checksum")
-        _, key, stage, genome, status, reason, metrics, seconds, generation = row
-        rows[(key, stage)] = Record(
-            key=key,
-            genome=tuple(json.loads(genome)),
-            status=status,
-            reason=reason,
-            metrics=json.loads(metrics),
-            seconds=seconds,
-            generation=generation,
-            stage=stage,
-        )
-    return meta, rows, head
+        if checksum != head or row[0] != len(records):
+            raise _corrupt(path, f"row {len(records)} does not match its checksum")
+        records.append(_record(row))
+    return meta, records, head
+
+
+def _record(row: Sequence[Any]) -> Record:
+    _, key, stage, genome, status, reason, metrics, seconds, generation = row
+    return Record(
+        key=key,
+        genome=tuple(json.loads(genome)),
+        status=status,
+        reason=reason,
+        metrics=json.loads(metrics),
+        seconds=seconds,
+        generation=generation,
+        stage=stage,
+    )

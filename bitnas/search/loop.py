@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bitnas.search.journal import Journal, Record
+from bitnas.search.noise import Interval, settle
 from bitnas.search.pareto import Objective, non_dominated
 from bitnas.search.space import Genome, genome_key
-from bitnas.search.workers import Failure, WorkerPool
+from bitnas.search.workers import Failure, WorkerPool, Workers
 
 Progress = Callable[[dict[str, Any]], None]
+Derive = Callable[[dict[str, float]], dict[str, float]]
+Limit = Callable[[dict[str, float]], str | None]
 
 
 class SearchFailed(RuntimeError):
@@ -29,7 +32,12 @@ class Strategy(Protocol):
 
     def ask(self) -> list[Genome]: ...
 
-    def tell(self, genomes: Sequence[Genome], losses: Sequence[Sequence[float]]) -> None: ...
+    def tell(
+        self,
+        genomes: Sequence[Genome],
+        losses: Sequence[Sequence[float]],
+        intervals: Sequence[Sequence[Interval]] | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Stage:
         name: what the journal calls it.
         evaluate: importable function of (genome, *arguments) that returns a flat dict of numbers.
         arguments: further arguments, the same for each genome.
-        parallel: True runs it in the workers. False runs it here, one by one with the workers idle: a latency needs the
-            machine to itself.
+        parallel: True runs it in the workers. False runs it in a process of its own, one by one with the workers idle:
+            a latency needs the machine to itself.
     """
 
     name: str
@@ -52,7 +60,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A genome with everything measured on it; `metrics` is empty if a stage failed."""
+    """A genome with everything measured on it.
+
+    `status` is "ok", "failed" (`metrics` is then empty) or "rejected" (measured so far, and beyond a limit of the
+    search). Only an "ok" one can survive. `reason` says why it is not ok.
+    """
 
     genome: Genome
     key: str
@@ -80,7 +92,7 @@ def run_tasks(
     tasks: Sequence[tuple[str, Genome]],
     stage: Stage,
     journal: Journal,
-    pool: WorkerPool,
+    pool: Workers,
     *,
     generation: int = 0,
     task_arguments: Sequence[tuple[Any, ...]] | None = None,
@@ -90,6 +102,7 @@ def run_tasks(
     Args:
         tasks: the work, one key each.
         stage: how to do it.
+        pool: where to do it.
         task_arguments: per task, what `stage.evaluate` receives after the genome instead of `stage.arguments`.
     """
     fresh: list[int] = []
@@ -100,8 +113,7 @@ def run_tasks(
         else:
             yield known, True
     calls = [(tasks[i][1], *(task_arguments[i] if task_arguments else stage.arguments)) for i in fresh]
-    runner = pool if stage.parallel else WorkerPool(0)
-    for position, outcome, seconds in runner.run(stage.evaluate, calls):
+    for position, outcome, seconds in pool.run(stage.evaluate, calls):
         key, genome = tasks[fresh[position]]
         fields = {"key": key, "genome": genome, "seconds": seconds, "generation": generation, "stage": stage.name}
         if isinstance(outcome, Failure):
@@ -121,25 +133,36 @@ def run_search(
     journal: Journal,
     *,
     generations: int,
-    pool: WorkerPool | None = None,
+    pool: Workers | None = None,
+    measurer: Workers | None = None,
     key: Callable[[Genome], str] = genome_key,
+    ties: Sequence[Objective] = (),
+    derive: Derive | None = None,
+    limit: Limit | None = None,
+    on_generation: Callable[[SearchResult], None] | None = None,
     on_progress: Progress | None = None,
 ) -> SearchResult:
     """Search for `generations`, or until the space is exhausted.
 
     Args:
-        strategy: a new one, seeded; it is told losses in the order of `objectives`.
+        strategy: a new one, seeded; it is told losses in the order of `objectives`, then of `ties`.
         stages: run in turn for each generation; a candidate that fails one is not given to the next.
         objectives: what is optimised.
         journal: open, of this search.
         pool: where parallel stages run; default in this process.
+        measurer: where the others run, of one worker at most; default in this process.
         key: architecture hash of a genome.
+        ties: what tells apart candidates that the objectives do not, for a strategy that takes it.
+        derive: of the metrics of all stages, those that follow from them (a fitness, say). Not journalled.
+        limit: of the metrics so far, the reason why a candidate is beyond a limit, or None. One that is gets no further
+            stage and never survives.
+        on_generation: receives the result so far after each generation.
         on_progress: receives events, each a dict with "event": "generation_start" (generation, generations,
             candidates), "evaluated" (generation, stage, key, genome, status, reason, metrics, seconds, replayed, done,
             total) and "generation_end" (a line of `history`).
 
     Raises:
-        SearchFailed: every candidate of the first generation failed.
+        SearchFailed: every candidate of the first generation failed, or none of all is within the limits.
     """
     if generations < 1:
         raise ValueError(f"generations: got {generations}, wanted at least 1")
@@ -163,91 +186,133 @@ def run_search(
                 "candidates": len(genomes),
             }
         )
-        measured = _measure(genomes, stages, journal, pool, key, generation, notify)
-        strategy.tell(genomes, [_losses(candidate, objectives) for candidate in measured])
+        evaluation = _Evaluation(stages, journal, pool, measurer or WorkerPool(0), key, derive, limit, notify)
+        measured = evaluation.run(genomes, generation)
+        told = [*objectives, *ties]
+        strategy.tell(
+            genomes,
+            [_losses(candidate, told) for candidate in measured],
+            [_intervals(candidate, told) for candidate in measured],
+        )
         candidates += measured
         if generation == 0 and all(candidate.status == "failed" for candidate in measured):
             raise SearchFailed(
                 f"all {len(measured)} candidates of the first generation failed; the first: {measured[0].reason}"
             )
-        history.append(_summary(generation, measured, candidates, objectives))
+        front = front_of(candidates, objectives)
+        history.append(_summary(generation, measured, candidates, objectives, front))
+        if on_generation is not None:
+            on_generation(SearchResult(list(candidates), front, list(history)))
         notify(dict(event="generation_end", **history[-1]))
+    if not any(candidate.status == "ok" for candidate in candidates):
+        reason = next((candidate.reason for candidate in candidates if candidate.status == "rejected"), "")
+        raise SearchFailed(
+            f"none of {len(candidates)} candidates is within the limits of the search; one is not: {reason}"
+        )
     return SearchResult(candidates, front_of(candidates, objectives), history)
 
 
-def _measure(
-    genomes: Sequence[Genome],
-    stages: Sequence[Stage],
-    journal: Journal,
-    pool: WorkerPool,
-    key: Callable[[Genome], str],
-    generation: int,
-    notify: Progress,
-) -> list[Candidate]:
-    """Run every stage over the generation; in the order of `genomes` whatever finished first."""
-    keys = {genome: key(genome) for genome in genomes}
-    # Two codes can give one architecture (widths are truncated to integers); it is measured once.
-    owners = {keys[genome]: genome for genome in reversed(genomes)}
-    gathered: dict[str, list[Record]] = {owner: [] for owner in keys.values()}
-    for stage in stages:
-        tasks = [(k, owners[k]) for k in gathered if all(record.ok for record in gathered[k])]
-        start = time.perf_counter()
-        records = run_tasks(tasks, stage, journal, pool, generation=generation)
-        for done, (record, replayed) in enumerate(records, 1):
-            gathered[record.key].append(record)
-            notify(
-                {
-                    "event": "evaluated",
-                    "generation": generation,
-                    "stage": stage.name,
-                    "key": record.key,
-                    "genome": record.genome,
-                    "status": record.status,
-                    "reason": record.reason,
-                    "metrics": dict(record.metrics),
-                    "seconds": record.seconds,
-                    "elapsed": time.perf_counter() - start,
-                    "replayed": replayed,
-                    "done": done,
-                    "total": len(tasks),
-                }
-            )
-    return [_candidate(genome, keys[genome], gathered[keys[genome]], generation) for genome in genomes]
+@dataclass(frozen=True)
+class _Evaluation:
+    """How one generation is measured."""
+
+    stages: Sequence[Stage]
+    journal: Journal
+    pool: Workers
+    measurer: Workers
+    key: Callable[[Genome], str]
+    derive: Derive | None
+    limit: Limit | None
+    notify: Progress
+
+    def run(self, genomes: Sequence[Genome], generation: int) -> list[Candidate]:
+        """Every stage over the generation; in the order of `genomes` whatever finished first."""
+        keys = {genome: self.key(genome) for genome in genomes}
+        # Two codes can give one architecture (widths are truncated to integers); it is measured once.
+        owners = {keys[genome]: genome for genome in reversed(genomes)}
+        gathered: dict[str, list[Record]] = {owner: [] for owner in keys.values()}
+        for stage in self.stages:
+            tasks = [(key, owners[key]) for key in gathered if self._goes_on(gathered[key])]
+            pool = self.pool if stage.parallel else self.measurer
+            start = time.perf_counter()
+            records = run_tasks(tasks, stage, self.journal, pool, generation=generation)
+            for done, (record, replayed) in enumerate(records, 1):
+                gathered[record.key].append(record)
+                self.notify(
+                    {
+                        "event": "evaluated",
+                        "generation": generation,
+                        "stage": stage.name,
+                        "key": record.key,
+                        "genome": record.genome,
+                        "status": record.status,
+                        "reason": record.reason,
+                        "metrics": dict(record.metrics),
+                        "seconds": record.seconds,
+                        "elapsed": time.perf_counter() - start,
+                        "replayed": replayed,
+                        "done": done,
+                        "total": len(tasks),
+                    }
+                )
+        return [self._candidate(genome, keys[genome], gathered[keys[genome]], generation) for genome in genomes]
+
+    def _goes_on(self, records: Sequence[Record]) -> bool:
+        return all(record.ok for record in records) and self._beyond(_merged(records)) is None
+
+    def _beyond(self, metrics: dict[str, float]) -> str | None:
+        return None if self.limit is None or not metrics else self.limit(metrics)
+
+    def _candidate(self, genome: Genome, key: str, records: Sequence[Record], generation: int) -> Candidate:
+        failed = next((record for record in records if not record.ok), None)
+        metrics = {} if failed else _merged(records)
+        beyond = self._beyond(metrics)
+        if metrics and beyond is None and self.derive is not None:
+            metrics |= self.derive(metrics)
+        return Candidate(
+            genome=genome,
+            key=key,
+            status="failed" if failed else "rejected" if beyond else "ok",
+            reason=failed.reason if failed else beyond or "",
+            metrics=metrics,
+            generation=generation,
+            seconds=sum(record.seconds for record in records),
+        )
 
 
-def _candidate(genome: Genome, key: str, records: Sequence[Record], generation: int) -> Candidate:
-    failed = next((record for record in records if not record.ok), None)
-    metrics: dict[str, float] = {}
-    if failed is None:
-        for record in records:
-            metrics.update(record.metrics)
-    return Candidate(
-        genome=genome,
-        key=key,
-        status="failed" if failed else "ok",
-        reason=failed.reason if failed else "",
-        metrics=metrics,
-        generation=generation,
-        seconds=sum(record.seconds for record in records),
-    )
+def _merged(records: Sequence[Record]) -> dict[str, float]:
+    return {name: value for record in records for name, value in record.metrics.items()}
 
 
 def _losses(candidate: Candidate, objectives: Sequence[Objective]) -> list[float]:
-    if candidate.status == "failed":
+    if candidate.status != "ok":
         return [math.inf] * len(objectives)
     return [objective.loss(candidate.metrics) for objective in objectives]
 
 
+def _intervals(candidate: Candidate, objectives: Sequence[Objective]) -> list[Interval]:
+    if candidate.status != "ok":
+        return [(math.inf, math.inf)] * len(objectives)
+    return [objective.interval(candidate.metrics) for objective in objectives]
+
+
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
-    """Candidates no other one dominates, one per architecture, best first by the first objective; none that failed."""
+    """Candidates no other one dominates, one per architecture, best first by the first objective; only those that are
+    ok. Values whose intervals overlap count as equal."""
     unique = list({candidate.key: candidate for candidate in reversed(candidates)}.values())
     losses = [_losses(candidate, objectives) for candidate in unique]
-    members = non_dominated(losses, objectives=objectives)
+    intervals = [_intervals(candidate, objectives) for candidate in unique]
+    settled = [settle([row[i] for row in losses], [row[i] for row in intervals]) for i in range(len(objectives))]
+    members = non_dominated(list(zip(*settled, strict=True)), objectives=objectives)
     return [unique[index] for index in sorted(members, key=lambda index: (losses[index], unique[index].genome))]
 
 
 def _summary(
-    generation: int, measured: Sequence[Candidate], candidates: Sequence[Candidate], objectives: Sequence[Objective]
+    generation: int,
+    measured: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    objectives: Sequence[Objective],
+    front: Sequence[Candidate],
 ) -> dict[str, Any]:
     good = [candidate for candidate in candidates if candidate.status == "ok"]
     best = (
@@ -262,7 +327,8 @@ def _summary(
         "generation": generation,
         "asked": len(measured),
         "failed": sum(candidate.status == "failed" for candidate in measured),
+        "rejected": sum(candidate.status == "rejected" for candidate in measured),
         "evaluated": len(candidates),
         "best": best,
-        "front": len(front_of(candidates, objectives)),
+        "front": len(front),
     }

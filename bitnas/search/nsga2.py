@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from bitnas.search.evolution import check_initial, unseen_random
+from bitnas.search.noise import Interval, settle
 from bitnas.search.space import Genome, WidthSpace
 
 
@@ -46,6 +47,7 @@ class NSGA2:
         self._rng = Random(seed)
         self._seen: set[Genome] = set()
         self._asked: tuple[list[Genome], Any] | None = None
+        self._told: dict[Genome, tuple[list[float], list[Interval]]] = {}
         self._algorithm = self._make_algorithm(seed, check_initial(space, initial, population))
 
     def _make_algorithm(self, seed: int, initial: list[Genome]) -> Any:
@@ -112,8 +114,17 @@ class NSGA2:
         self._asked = (genomes, infills)
         return list(genomes)
 
-    def tell(self, genomes: Sequence[Genome], losses: Sequence[Sequence[float]]) -> None:
-        """Report one row per code asked for; a row with a non-finite value counts as +inf in every objective."""
+    def tell(
+        self,
+        genomes: Sequence[Genome],
+        losses: Sequence[Sequence[float]],
+        intervals: Sequence[Sequence[Interval]] | None = None,
+    ) -> None:
+        """Report one row per code asked for; a row with a non-finite value counts as +inf in every objective.
+
+        `intervals` say what each value is known to: among parents and offspring, values whose intervals overlap count
+        as equal (see `settle`).
+        """
         import numpy as np
 
         if self._asked is None or list(genomes) != self._asked[0]:
@@ -124,9 +135,18 @@ class NSGA2:
         self._asked = None
         if not genomes:
             return
-        safe = [list(row) if all(map(math.isfinite, row)) else [math.inf] * self.objectives for row in losses]
-        infills.set("F", np.array(safe, dtype=float))
-        for individual in infills:
+        known = intervals or [[(value, value) for value in row] for row in losses]
+        for genome, row, interval in zip(genomes, losses, known, strict=True):
+            safe = list(row) if all(map(math.isfinite, row)) else [math.inf] * self.objectives
+            self._told[genome] = safe, list(interval)
+        parents = self._algorithm.pop if self._algorithm.pop is not None else []
+        pool = [*parents, *infills]
+        told = [self._told[self._decode(individual.X)] for individual in pool]
+        columns = [
+            settle([row[i] for row, _ in told], [interval[i] for _, interval in told]) for i in range(self.objectives)
+        ]
+        for individual, values in zip(pool, zip(*columns, strict=True), strict=True):
+            individual.F = np.array(values, dtype=float)
             individual.evaluated.update({"F", "G", "H"})
         with np.errstate(invalid="ignore"):  # inf - inf, in the crowding of failed codes among themselves
             self._algorithm.tell(infills=infills)

@@ -24,12 +24,15 @@ class Objective:
         maximize: True if more is better.
         tolerance: absolute difference that does not count, in the metric's unit.
         relative_tolerance: the same as a fraction of the larger magnitude; the larger of the two holds.
+        spread: names of two metrics, the ends of the interval that the measured value is known to; None for an exact
+            one.
     """
 
     name: str
     maximize: bool = False
     tolerance: float = 0.0
     relative_tolerance: float = 0.0
+    spread: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for field in ("tolerance", "relative_tolerance"):
@@ -42,6 +45,14 @@ class Objective:
         if self.name not in metrics:
             raise KeyError(f"objective {self.name!r} was not measured; there are {sorted(metrics)}")
         return -metrics[self.name] if self.maximize else metrics[self.name]
+
+    def interval(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """What the loss is known to: (low, high) around it, both the loss itself where the metric is exact."""
+        loss = self.loss(metrics)
+        if self.spread is None or not all(name in metrics for name in self.spread):
+            return loss, loss
+        low, high = (metrics[name] for name in self.spread)
+        return (min(loss, -high), max(loss, -low)) if self.maximize else (min(loss, low), max(loss, high))
 
     def margin(self, a: float, b: float) -> float:
         """The difference between `a` and `b` that does not count."""
@@ -65,11 +76,12 @@ def dominates(a: Vector, b: Vector, *, objectives: Sequence[Objective] | None = 
 def non_dominated(vectors: Sequence[Vector], *, objectives: Sequence[Objective] | None = None) -> list[int]:
     """Indices of the vectors no other one dominates, in the order given; never one with a non-finite value."""
     finite = [index for index, vector in enumerate(vectors) if all(map(math.isfinite, vector))]
-    return [
-        index
-        for index in finite
-        if not any(dominates(vectors[other], vectors[index], objectives=objectives) for other in finite)
-    ]
+    members: list[int] = []
+    # What dominates a vector comes before it in this order and, as dominance is transitive, so does a member that does.
+    for index in sorted(finite, key=lambda index: tuple(vectors[index])):
+        if not any(dominates(vectors[other], vectors[index], objectives=objectives) for other in members):
+            members.append(index)
+    return sorted(members)
 
 
 def crowding_distance(vectors: Sequence[Vector]) -> list[float]:

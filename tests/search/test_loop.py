@@ -185,7 +185,7 @@ def test_history_and_front_agree(tmp_path):
 
 
 def test_search_needs_no_torch_and_no_heavy_import():
-    code = "import sys, bitnas.search\nprint([m for m in ('torch', 'pymoo', 'pebble', 'numpy') if m in sys.modules])"
+    code = "import sys, bitnas.search\nprint([m for m in ('torch', 'pymoo', 'numpy') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

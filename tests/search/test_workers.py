@@ -26,7 +26,7 @@ def test_every_way_to_fail_is_a_failure_with_a_reason_and_the_pool_stays_healthy
         outcome = {index: result for index, result, _ in pool.run(fake.unruly, [((float(i),),) for i in range(9)])}
         assert time.monotonic() - start < 20
         assert outcome[0] == {"accuracy": 0.5, "ops": 0.0}
-        assert outcome[1] == Failure("its process was ended by SIGKILL")
+        assert outcome[1] == Failure("its process was ended by SIGKILL (attempt 2)")
         assert outcome[2] == Failure("killed after the time limit of 3 s")
         assert outcome[3] == Failure("ValueError: no such width")
         assert outcome[4] == Failure("MemoryError")
@@ -100,6 +100,7 @@ def test_workers_end_with_their_parent(tmp_path, name):
     lines = []
     while not lines or lines[-1] != "ready":
         lines.append(process.stdout.readline().strip())
+        assert lines[-1], "the script ended"
     pids = {int(line) for line in lines[:-1]}
     time.sleep(0.3)
     process.send_signal(getattr(signal, name))
