@@ -12,9 +12,12 @@ import typer
 from .. import __version__
 from .bench import bench
 from .count import count
+from .data import data
 from .demo import demo
 from .doctor import doctor
+from .latency import latency
 from .report import report
+from .reproduce import reproduce
 from .search import resume, search
 from .train import train
 
@@ -32,8 +35,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich alone would take longer to import than help may take
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, bench, count, train, search, resume, report, demo):
+for command in (doctor, bench, count, train, search, resume, report, reproduce, demo):
     app.command()(command)
+app.add_typer(data, name="data")
+app.add_typer(latency, name="latency")
 
 
 def _print_version(wanted: bool) -> None:

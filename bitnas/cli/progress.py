@@ -84,12 +84,17 @@ class ProgressView:
         if event["status"] == "failed" and not event["replayed"]:
             self.say(f"candidate {event['key'][:12]} failed: {event['reason']}")
 
+    def _on_warning(self, event: dict[str, Any]) -> None:
+        self.say(f"warning: {event['message']}")
+
+    def _on_front_timing(self, event: dict[str, Any]) -> None:
+        self.say(f"measuring the front, {event['networks']} networks in turns, with the machine to itself")
+
     def _on_generation_end(self, event: dict[str, Any]) -> None:
         best = ", ".join(f"best {name} {_metric(name, value)}" for name, value in event.get("best", {}).items())
-        self.say(
-            f"{self._generation}: {event['evaluated']} evaluated, {event['failed']} failed in it, {event['front']} "
-            f"on the front; {best}"
-        )
+        lost = f", {event['failed']} failed in it" if event["failed"] else ""
+        lost += f", {event['rejected']} over the budget" if event.get("rejected") else ""
+        self.say(f"{self._generation}: {event['evaluated']} evaluated{lost}, {event['front']} on the front; {best}")
 
     def _on_study_start(self, event: dict[str, Any]) -> None:
         self.say(

@@ -1,4 +1,4 @@
-"""`bitnas report`: write the HTML report of a run folder again."""
+"""`bitnas report`: write the HTML report of a run folder, now or again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a search, finished or still running.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="Folder of a search, finished or still running, or of `bitnas reproduce`.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the path as JSON.")] = False,
 ) -> None:
     """Write DIR/report.html: one file that needs no network."""

@@ -12,7 +12,8 @@ import pytest
 
 from bitnas import cli
 
-COMMANDS = ["doctor", "bench", "count", "train", "search", "resume", "report", "demo"]
+COMMANDS = ["doctor", "bench", "count", "train", "search", "resume", "report", "reproduce", "demo"]
+GROUPS = ["data", "latency"]
 COUNT = ["count", "vgg_small", "--ratios", "0.5,2,1,1,1,0.5", "--rule", "shen2019"]
 
 
@@ -31,7 +32,7 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(command in out for command in COMMANDS)
+    assert all(command in out for command in COMMANDS + GROUPS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -42,10 +43,22 @@ def test_each_command_has_help(run, command):
     assert "--json" in out
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_each_command_of_a_group_has_help(run, group):
+    code, out, _ = run(group, "--help")
+    assert code == 0
+    names = {"data": ["list", "check", "pack"], "latency": ["build", "check", "show"]}[group]
+    for name in names:
+        assert name in out
+        code, own, _ = run(group, name, "--help")
+        assert code == 0
+        assert "--json" in own
+
+
 def test_help_is_quick_and_imports_nothing_heavy():
     script = (
         "import sys\nfrom bitnas.cli.app import run\n"
-        + "".join(f"assert run([{command!r}, '--help']) == 0\n" for command in COMMANDS)
+        + "".join(f"assert run([{command!r}, '--help']) == 0\n" for command in COMMANDS + GROUPS)
         + "heavy = {'torch', 'numpy', 'matplotlib', 'pymoo', 'sklearn', 'rich'} & set(sys.modules)\n"
         + "assert not heavy, heavy\n"
     )

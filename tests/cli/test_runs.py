@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from bitnas.files import read_json_checked
+
 TINY = ["--base-width", "0.05", "--epochs", "1", "--parent-epochs", "1", "--workers", "0", "--choices", "0.5,1,2"]
 
 
@@ -31,7 +33,7 @@ def test_a_search_a_second_call_and_more_generations(run, tmp_path):
     assert code == 0
     assert "generation 1/1" in err
     assert first["front"]
-    assert first["front"] == json.loads((folder / "front.json").read_text())
+    assert first["front"] == read_json_checked(folder / "front.json")
     assert (folder / "report.html").is_file()
 
     code, out, err = run(*command, "--objectives", "accuracy,ops")

@@ -12,7 +12,7 @@ def test_defaults_are_the_papers():
     config = WidthSearchConfig()
     assert (config.population, config.generations, config.epochs, config.fitness_lambda) == (32, 50, 10, 4.0)
     assert config.choices == (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
-    assert config.paper_mode
+    assert config.single_objective
     assert config.inherit
     assert config.counting_rule == "shen2019"
     assert not config.start_uniform
@@ -25,10 +25,13 @@ def test_json_round_trip():
 
 def test_presets_are_valid_and_yield_to_what_is_given():
     for name in PRESETS:
-        assert preset(name).data == name
+        assert preset(name).data.partition(":")[0] == name
     assert preset("digits").base_width == 0.25
     assert preset("digits", base_width=0.5).base_width == 0.5
     assert preset("some/folder/cifar10.safetensors").fitness_lambda == 4.0
+    assert preset("imagenet:100").data == "imagenet:100"
+    assert preset("imagenet:100").model == "resnet18"
+    assert preset("some/folder/imagenet").data == "some/folder/imagenet"
     assert preset("own.safetensors") == WidthSearchConfig(data="own.safetensors")
 
 

@@ -28,8 +28,13 @@ OBJECTIVES = {
     "latency": ("latency_us", False),
 }
 
+# The ends of the intervals that measured metrics are known to.
+SPREADS = {"latency_us": ("latency_low_us", "latency_high_us"), "fitness": ("fitness_low", "fitness_high")}
+
 # Settings that change how long a run takes but not what it finds.
 _EXECUTION = ("workers",)
+
+MEASURED, TABLE = "measured", "table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +54,35 @@ class WidthSearchConfig:
             The paper does not say how its first generation is made.
         inherit: False trains every candidate from its own random weights; no parent is trained.
         seed: decides the split, the parent, the candidates and the strategy.
-        objectives: `("fitness",)` is the paper's evolution on one number; two or more of `OBJECTIVES` but "fitness" are
-            searched with NSGA-II.
+        objectives: `("fitness",)` is the paper's evolution on one number, `("accuracy",)` the same within a `budget` or
+            `latency_budget`; two or more of `OBJECTIVES` but "fitness" are searched with NSGA-II.
         budget: FLOPs that a candidate may have, in those of the un-widened network, or None. Dearer ones are never
             trained.
+        latency_budget: us per batch that a candidate may take, or None. One that takes more, beyond the noise, is not
+            trained.
         fitness_lambda: percent points of accuracy that one un-widened network of FLOPs must bring.
+        latency_weight: percent points of accuracy that one un-widened network of latency must bring; the paper has no
+            such term.
         recipe, parent_recipe: names in `bitnas.train.RECIPES`; `epochs` and `parent_epochs` replace theirs.
         base_width: multiplies the network's base widths.
         scheme: how weights and activations become bits.
         rule: of counting; None is the paper's ("shen2019") for its two networks and "mac" for any other.
         train_fraction, val_fraction: of the data; the rest is the test split, which neither parent nor search sees.
         latency_batch, latency_threads: what a latency is measured with.
+        latency_source: "measured" times each candidate whole, with the machine to itself; "table" adds up what
+            `bitnas latency build` measured. The front is measured whole at the end either way.
+        latency_table: file of that table; None is the user's own (see `bitnas latency`).
         accuracy_tolerance: difference in accuracy that removes nobody from the front.
-        latency_tolerance: the same for latency, as a fraction.
+        latency_tolerance: the same for latency, as a fraction. Also the least noise a measured latency is taken to
+            have: two runs of one network differ by as much.
         parent_threads: torch threads of the parent's training; part of the result, since sums depend on it.
-        workers: processes that train candidates, one thread each; 0 trains in this one. Does not change the result.
+        device: where parent and candidates are trained, "cpu" or "cuda". On a GPU a resumed search ends with the same
+            journal, but a repeated one need not.
+        workers: processes that train candidates, one thread each; 0 trains in this one. "ray" or "ray://HOST:PORT":
+            tasks on a cluster. Does not change the result.
         timeout: seconds after which a candidate is given up, or None. Needs workers. Part of the result: who is given
             up stays so.
+        memory_limit: GiB that a worker may hold, beyond which its candidate fails, or None. As `timeout`.
 
     Raises ValueError or TypeError naming the setting.
     """
@@ -82,7 +99,9 @@ class WidthSearchConfig:
     seed: int = 0
     objectives: tuple[str, ...] = ("fitness",)
     budget: float | None = None
+    latency_budget: float | None = None
     fitness_lambda: float = 4.0
+    latency_weight: float = 0.0
     recipe: str = "shen2019-cifar10"
     parent_recipe: str = "shen2019-cifar10"
     base_width: float = 1.0
@@ -92,18 +111,34 @@ class WidthSearchConfig:
     val_fraction: float = 0.2
     latency_batch: int = 1
     latency_threads: int = 1
+    latency_source: str = MEASURED
+    latency_table: str | None = None
     accuracy_tolerance: float = 0.005
     latency_tolerance: float = 0.02
     parent_threads: int = 1
-    workers: int = 2
+    device: str = "cpu"
+    workers: int | str = 2
     timeout: float | None = None
+    memory_limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "recipe", "parent_recipe", "scheme"):
+        for name in ("model", "data", "recipe", "parent_recipe", "scheme", "latency_source", "device"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted a name")
-        if self.rule is not None and not isinstance(self.rule, str):
-            raise TypeError(f"rule: got {self.rule!r}, wanted a name or None")
+        for name in ("rule", "latency_table"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(
+                    f"{name}: got {value!r}, wanted a {'path' if name == 'latency_table' else 'name'} or None"
+                )
+        for name, known in (("latency_source", (MEASURED, TABLE)), ("device", ("cpu", "cuda"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(known)}")
+        if self.latency_table is not None and self.latency_source != TABLE:
+            raise ValueError(
+                f"latency_table: got {self.latency_table!r} with latency_source 'measured', wanted 'table'"
+            )
+        self._check_workers()
         for name in ("inherit", "start_uniform"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
@@ -113,7 +148,7 @@ class WidthSearchConfig:
                 raise TypeError(f"{name}: got {value!r}, wanted an integer")
             if value < low:
                 raise ValueError(f"{name}: got {value}, wanted at least {low}")
-        for name in ("fitness_lambda", "base_width", "train_fraction", "val_fraction", *_TOLERANCES):
+        for name in ("fitness_lambda", "latency_weight", "base_width", "train_fraction", "val_fraction", *_TOLERANCES):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name}: got {value!r}, wanted a number")
@@ -128,7 +163,7 @@ class WidthSearchConfig:
                 f"train_fraction, val_fraction: got {self.train_fraction} and {self.val_fraction}, "
                 "wanted a sum below 1, so that a test split remains"
             )
-        for name, unit in (("timeout", "seconds"), ("budget", "multiples of the un-widened network")):
+        for name, unit in _OPTIONAL.items():
             value = getattr(self, name)
             if value is None:
                 continue
@@ -149,16 +184,36 @@ class WidthSearchConfig:
         unknown = [name for name in objectives if name not in OBJECTIVES]
         if unknown or not objectives or len(set(objectives)) != len(objectives):
             raise ValueError(f"objectives: got {objectives!r}, wanted distinct names out of {', '.join(OBJECTIVES)}")
-        if len(objectives) == 1 and objectives != ("fitness",):
-            raise ValueError(f"objectives: got {objectives!r}, wanted 'fitness' alone, or two and more others")
+        if objectives == ("accuracy",) and self.budget is None and self.latency_budget is None:
+            raise ValueError(f"objectives: got {objectives!r}, wanted a budget or latency_budget with accuracy alone")
+        if len(objectives) == 1 and objectives not in (("fitness",), ("accuracy",)):
+            raise ValueError(f"objectives: got {objectives!r}, wanted 'fitness' or 'accuracy' alone, or two and more")
+        if self.latency_weight and objectives != ("fitness",):
+            raise ValueError(
+                f"latency_weight: got {self.latency_weight} with objectives {objectives!r}, wanted 'fitness'"
+            )
         if len(objectives) > 1 and "fitness" in objectives:
             raise ValueError(f"objectives: got {objectives!r}; 'fitness' already weighs accuracy against FLOPs")
         object.__setattr__(self, "objectives", objectives)
 
+    def _check_workers(self) -> None:
+        workers = self.workers
+        if isinstance(workers, bool) or not isinstance(workers, int | str):
+            raise TypeError(f"workers: got {workers!r}, wanted an integer, 'ray' or 'ray://HOST:PORT'")
+        if isinstance(workers, str) and workers != "ray" and not workers.startswith("ray://"):
+            raise ValueError(f"workers: got {workers!r}, wanted an integer, 'ray' or 'ray://HOST:PORT'")
+        if isinstance(workers, int) and workers < 0:
+            raise ValueError(f"workers: got {workers}, wanted at least 0")
+
     @property
-    def paper_mode(self) -> bool:
-        """True for the paper's search on one fitness."""
-        return self.objectives == ("fitness",)
+    def single_objective(self) -> bool:
+        """True for the paper's evolution on one number."""
+        return len(self.objectives) == 1
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether a latency takes part in the selection."""
+        return "latency" in self.objectives or self.latency_weight > 0 or self.latency_budget is not None
 
     @property
     def counting_rule(self) -> str:
@@ -171,9 +226,16 @@ class WidthSearchConfig:
         """What the strategy optimises."""
         return [self._objective(name) for name in self.objectives]
 
+    def ties(self) -> list[Objective]:
+        """What decides between candidates of one fitness: exact numbers, none that was timed."""
+        return [self._objective(name) for name in ("accuracy", "flops")] if self.single_objective else []
+
     def front_objectives(self) -> list[Objective]:
-        """What decides the front: the objectives, or accuracy against FLOPs where the search knows one fitness only."""
-        return [self._objective(name) for name in (("accuracy", "flops") if self.paper_mode else self.objectives)]
+        """What decides the front: the objectives, or accuracy against costs where the search knows one number only."""
+        names = self.objectives
+        if self.single_objective:
+            names = ("accuracy", "flops", "latency") if self.needs_latency else ("accuracy", "flops")
+        return [self._objective(name) for name in names]
 
     def _objective(self, name: str) -> Objective:
         metric, maximize = OBJECTIVES[name]
@@ -182,6 +244,7 @@ class WidthSearchConfig:
             maximize=maximize,
             tolerance=self.accuracy_tolerance if name == "accuracy" else 0.0,
             relative_tolerance=self.latency_tolerance if name == "latency" else 0.0,
+            spread=SPREADS.get(metric),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,7 +280,12 @@ _INTEGERS = {
     "latency_batch": 1,
     "latency_threads": 1,
     "parent_threads": 1,
-    "workers": 0,
+}
+_OPTIONAL = {
+    "timeout": "seconds",
+    "memory_limit": "GiB",
+    "budget": "multiples of the un-widened network",
+    "latency_budget": "us per batch",
 }
 _TOLERANCES = ("accuracy_tolerance", "latency_tolerance")
 
@@ -236,13 +304,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latency_batch": 32,
         "timeout": 300.0,
     },
-    "cifar10": {"fitness_lambda": 4.0, "epochs": 10, "parent_epochs": 150},
+    "cifar10": {"epochs": 10, "parent_epochs": 150},
+    # The paper trains on 50 images of each class; another 10 judge. Name a number of your own, or the folder's path for
+    # all images.
+    "imagenet": {
+        "data": "imagenet:60",
+        "train_fraction": 0.75,
+        "val_fraction": 0.15,
+        "model": "resnet18",
+        "epochs": 10,
+        "parent_epochs": 150,
+        "recipe": "shen2019-imagenet",
+        "parent_recipe": "shen2019-imagenet",
+    },
 }
 
 
 def preset(data: str, **settings: Any) -> WidthSearchConfig:
-    """The settings for a data set: its preset (by name, or by the stem of a file's path), under those given here.
+    """The settings for a data set: its preset, under those given here.
 
-    A data set without a preset gets the paper's settings.
+    A data set is known by its name, or by the stem of a file's or folder's path, without the number of images per class
+    that may follow it. One without a preset gets the paper's settings.
     """
-    return WidthSearchConfig(**{"data": data, **PRESETS.get(Path(data).stem, {}), **settings})
+    name, _, number = data.partition(":")
+    found = dict(PRESETS.get(Path(name).stem, {}))
+    if number or name not in PRESETS:
+        found.pop("data", None)
+    return WidthSearchConfig(**{"data": data, **found, **settings})

@@ -20,14 +20,18 @@ from bitnas.search.evolution import penalised_accuracy
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from bitnas.data import Dataset, Splits
+    from bitnas.cost.agreement import Check
+    from bitnas.data import Source, Splits
     from bitnas.models import ModelConfig
 
 PARENT_FORMAT = "bitnas-parent-1"
+
+# A latency is measured until its median's 95 % interval is under 2 % of it, or for so long.
+_HALF_INTERVAL, _TIMING_SECONDS = 0.01, 2.0
 
 
 def single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +61,7 @@ def release_memory() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_data(name: str, seed: int) -> Dataset:
+def load_data(name: str, seed: int) -> Source:
     """The data set, read once per process."""
     from bitnas import data
 
@@ -146,7 +150,7 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
         run_dir: the run folder, which holds the parent.
 
     Returns:
-        accuracy (fraction, validation split), fitness (percent points), and the costs.
+        accuracy (fraction, validation split), and the costs.
     """
     from bitnas import train
 
@@ -159,33 +163,151 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
         from bitnas.methods.width.inherit import inherit
 
         inherit(model, load_parent(str(Path(run_dir) / "parent.safetensors")))
+    model.to(training_device(config, seed))
     recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=config.epochs)
     train.fit(model, dataset.subset(split.train), recipe, seed=seed)
     accuracy = train.evaluate(model, dataset.subset(split.val))
     del model
     release_memory()
-    found = costs(config, network)
-    fitness = penalised_accuracy(accuracy, found["flops"] / unit_flops(config), penalty=config.fitness_lambda)
-    return {"accuracy": accuracy, "fitness": fitness, **found}
+    return {"accuracy": accuracy, **costs(config, network)}
+
+
+def training_device(config: WidthSearchConfig, seed: int) -> str:
+    """Where a network is trained; the seed spreads candidates over several GPUs."""
+    import torch
+
+    if config.device == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError("device: got 'cuda', but torch finds no GPU here; use 'cpu'")
+    return f"cuda:{seed % torch.cuda.device_count()}"
+
+
+def derived(config: WidthSearchConfig, metrics: Mapping[str, float], unit_latency: float | None) -> dict[str, float]:
+    """The fitness of what was measured; with a latency term also the interval that its noise leaves.
+
+    Args:
+        metrics: accuracy, flops, and with a latency term latency_us and its interval.
+        unit_latency: us of the un-widened network, measured in the same way; None without a latency term.
+    """
+    relative_flops = metrics["flops"] / unit_flops(config)
+
+    def fitness(latency: float) -> float:
+        return penalised_accuracy(
+            metrics["accuracy"],
+            relative_flops,
+            penalty=config.fitness_lambda,
+            relative_latency=latency / unit_latency if unit_latency else 0.0,
+            latency_penalty=config.latency_weight if unit_latency else 0.0,
+        )
+
+    if unit_latency is None:
+        return {"fitness": fitness(0.0)}
+    slow, fast = metrics["latency_high_us"], metrics["latency_low_us"]
+    return {"fitness": fitness(metrics["latency_us"]), "fitness_low": fitness(slow), "fitness_high": fitness(fast)}
+
+
+def beyond_budget(config: WidthSearchConfig, metrics: Mapping[str, float]) -> str | None:
+    """Why a candidate is beyond the latency budget, or None: only a latency whose whole interval is above counts."""
+    budget = config.latency_budget
+    if budget is None or metrics.get("latency_low_us", 0.0) <= budget:
+        return None
+    return f"its latency of {metrics['latency_us']:.1f} us is over the budget of {budget:g} us"
 
 
 def time_candidate(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
     """Latency of the frozen network, in us per batch, with this process alone on the machine.
 
     The kernels take the same time whatever the bits are, so the network has random weights.
+
+    Returns:
+        latency_us, its interval latency_low_us and latency_high_us (never narrower than the run's latency_tolerance),
+        latency_iqr_us, latency_noisy (0 or 1) and latency_runs.
     """
-    from bitnas.cost import measure_latency
+    return time_together([genome], settings)[0]
+
+
+def time_together(genomes: Sequence[Genome], settings: dict[str, Any]) -> list[dict[str, float]]:
+    """The same for several networks, timed in turns: a drifting clock or a busy neighbour meets all alike."""
+    import torch
+
+    from bitnas.cost.exclusive import exclusive
+    from bitnas.cost.latency import thread_count
+    from bitnas.cost.timing import time_interleaved, times_preempted
     from bitnas.packed import freeze
 
     config = WidthSearchConfig.from_dict(settings)
-    network = network_config(config, genome)
-    model = make_network(network, derive_seed(config.seed, "latency", network.key())).eval()
-    latency = measure_latency(
-        freeze(model), network.input_size, batch=config.latency_batch, threads=config.latency_threads
+    networks = [network_config(config, genome) for genome in genomes]
+    frozen = [freeze(make_network(net, derive_seed(config.seed, "latency", net.key())).eval()) for net in networks]
+    x = torch.rand((config.latency_batch, *networks[0].input_size), generator=torch.Generator().manual_seed(0))
+    calls = {index: functools.partial(network, x) for index, network in enumerate(frozen)}
+    with exclusive(), thread_count(config.latency_threads), torch.inference_mode():
+        timings = time_interleaved(
+            calls, seconds=_TIMING_SECONDS * len(calls), tolerance=_HALF_INTERVAL, preempted=times_preempted
+        )
+    del frozen, calls
+    release_memory()
+    found = []
+    for index in range(len(genomes)):
+        timing = timings[index]
+        margin = 0.5 * config.latency_tolerance * timing.median_us
+        found.append(
+            {
+                "latency_us": timing.median_us,
+                "latency_low_us": min(timing.low_us, timing.median_us - margin),
+                "latency_high_us": max(timing.high_us, timing.median_us + margin),
+                "latency_iqr_us": timing.iqr_us,
+                "latency_noisy": float(timing.noisy),
+                "latency_runs": float(timing.runs),
+            }
+        )
+    return found
+
+
+def table_check(config: WidthSearchConfig) -> Check | None:
+    """How well the device table was found to agree with whole networks of this run's space, if it was checked.
+
+    Raises ValueError if the table was not built for this space on this device.
+    """
+    from bitnas.cost.device_table import default_table
+    from bitnas.methods.width import latency
+
+    unit = network_config(config, 1.0)
+    where: dict[str, Any] = {
+        "table": config.latency_table,
+        "batch": config.latency_batch,
+        "threads": config.latency_threads,
+    }
+    if not latency.built(unit, config.choices, **where):
+        raise ValueError(
+            f"latency_table: {config.latency_table or default_table()} was not built for this run's networks on this "
+            f"device; run `bitnas latency build` for {config.model}, input size {unit.input_size}, "
+            f"{unit.num_classes} classes, base width {config.base_width}, choices {list(config.choices)}, batch "
+            f"{config.latency_batch} and {config.latency_threads} threads"
+        )
+    return latency.last_check(unit, config.choices, **where)
+
+
+def predict_candidate(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
+    """The same latency from the device table, with the interval that its errors leave between two networks: the median
+    error of the table's check without its bias, never narrower than the run's latency_tolerance. `latency_predicted` is
+    1.
+    """
+    from bitnas.methods.width import latency
+
+    config = WidthSearchConfig.from_dict(settings)
+    found = latency.predict(
+        network_config(config, genome),
+        table=config.latency_table,
+        batch=config.latency_batch,
+        threads=config.latency_threads,
     )
+    assert found.latency_us is not None
+    check = table_check(config)
+    share = max(0.5 * config.latency_tolerance, check.scatter_error if check else 0.0)
     return {
-        "latency_us": latency.median_us,
-        "latency_iqr_us": latency.iqr_us,
-        "latency_noisy": float(latency.noisy),
-        "latency_runs": float(latency.runs),
+        "latency_us": found.latency_us,
+        "latency_low_us": (1 - share) * found.latency_us,
+        "latency_high_us": (1 + share) * found.latency_us,
+        "latency_predicted": 1.0,
     }

@@ -18,22 +18,39 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bitnas.files import CorruptFileError, write_json_atomic
+from bitnas.files import CorruptFileError, read_json_checked, write_json_checked
 from bitnas.methods.width import evaluate
-from bitnas.methods.width.config import WidthSearchConfig
-from bitnas.search import NSGA2, Evolution, Journal, Stage, WidthSpace, WorkerPool, run_search, run_tasks
+from bitnas.methods.width.config import TABLE, WidthSearchConfig
+from bitnas.search import (
+    NSGA2,
+    Evolution,
+    Failure,
+    Journal,
+    Record,
+    SearchFailed,
+    Stage,
+    WidthSpace,
+    WorkerPool,
+    Workers,
+    open_workers,
+    run_search,
+    run_tasks,
+)
 from bitnas.search.loop import Candidate, front_of
+from bitnas.search.loop import SearchResult as Found
 from bitnas.search.space import Genome
 
 Progress = Callable[[dict[str, Any]], None]
 
-CONFIG, JOURNAL, PARENT, CHECKPOINT, FRONT = (
+CONFIG, JOURNAL, PARENT, CHECKPOINT, FRONT, SUMMARY = (
     "config.json",
     "journal.sqlite",
     "parent.safetensors",
     "parent.ckpt.safetensors",
     "front.json",
+    "search.json",
 )
+FRONT_STAGE, WORKER_LOG = "front-latency", "workers.log"
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,9 @@ def search(
             "search_start" (folder, population, generations, objectives);
             "parent_start" (epochs), "parent_epoch" (epoch, epochs, loss, accuracy, seconds), "parent_end" (accuracy);
             "generation_start", "evaluated", "generation_end", as `bitnas.search.run_search` describes them;
-            "front_timed" (genome, status, reason, replayed, done, total), where latency is no objective;
-            "search_end" (evaluated, failed, front).
+            "warning" (message);
+            "front_timing" (networks): the front is now measured whole, its members in turns;
+            "search_end" (evaluated, failed, rejected, front).
 
     Returns:
         The front, best first by the first objective (by fitness in the paper's search).
@@ -84,27 +102,39 @@ def search(
                 "objectives": list(config.objectives),
             }
         )
-        if config.inherit:
-            _train_parent(folder, config, notify)
-        with open_pool(config) as pool:
+        check = _table_check(config, notify)
+        with open_pool(config, folder) as pool, open_measurer(config) as measurer:
+            if config.inherit:
+                _train_parent(folder, config, notify)
+            unit = _unit_latency(config, journal, measurer) if config.latency_weight else None
             result = run_search(
                 _strategy(config),
-                _stages(folder, config),
+                _stages(folder, config, pool),
                 config.search_objectives(),
                 journal,
                 generations=config.generations,
                 pool=pool,
+                measurer=measurer,
                 key=lambda genome: evaluate.architecture_key(config, genome),
+                ties=config.ties(),
+                derive=lambda metrics: evaluate.derived(config, metrics, unit),
+                limit=lambda metrics: evaluate.beyond_budget(config, metrics),
+                on_generation=_Summary(folder, config, check).write,
                 on_progress=notify,
             )
-        front = front_of(result.candidates, config.front_objectives())
-        rows = _front_rows(_with_latency(front, config, journal, notify), config)
+            pool.stop()  # the machine to itself, for the timings
+            front = front_of(result.candidates, config.front_objectives())
+            front = _timed_front(front, config, journal, measurer, notify)
+        if not front:
+            raise SearchFailed("no network of the front is within the latency budget when it is measured again")
+        rows = _front_rows(front, config)
         _write_front(folder, rows)
     notify(
         {
             "event": "search_end",
             "evaluated": len(result.candidates),
             "failed": sum(candidate.status == "failed" for candidate in result.candidates),
+            "rejected": sum(candidate.status == "rejected" for candidate in result.candidates),
             "front": len(rows),
         }
     )
@@ -115,7 +145,7 @@ def resume(
     out: str | os.PathLike[str],
     *,
     generations: int | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     on_progress: Progress | None = None,
 ) -> SearchResult:
     """Go on with the search in a folder; a finished one is read from its journal and gives the same result again.
@@ -151,9 +181,13 @@ def read_config(folder: Path) -> WidthSearchConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}")
+    settings = read_json_checked(
+        path,
+        fix="A run's settings are never edited: start another run with a new folder, or restore the file from a copy",
+    )
     try:
-        return WidthSearchConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["search"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return WidthSearchConfig.from_dict(settings["search"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(path, f"does not hold the settings of a width search ({error})") from error
 
 
@@ -179,9 +213,21 @@ def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
     return Journal(folder / JOURNAL, meta=meta)
 
 
-def open_pool(config: WidthSearchConfig) -> WorkerPool:
-    """Workers for this run, started on first use."""
-    return WorkerPool(config.workers, timeout=config.timeout, initializer=evaluate.start_worker)
+def open_pool(config: WidthSearchConfig, folder: Path) -> Workers:
+    """Workers for this run, on this machine or many, started on first use."""
+    limit = None if config.memory_limit is None else int(config.memory_limit * 2**30)
+    return open_workers(
+        config.workers,
+        timeout=config.timeout,
+        memory_limit=limit,
+        initializer=evaluate.start_worker,
+        log=folder / WORKER_LOG,
+    )
+
+
+def open_measurer(config: WidthSearchConfig) -> WorkerPool:
+    """The one process that latencies are measured in; this one for a run without workers. Always on this machine."""
+    return WorkerPool(0 if config.workers == 0 else 1, timeout=config.timeout)
 
 
 def _check(config: WidthSearchConfig) -> None:
@@ -201,10 +247,18 @@ def _check(config: WidthSearchConfig) -> None:
 def _write_front(folder: Path, rows: list[dict[str, Any]]) -> None:
     """A study of an earlier front says nothing of this one; its trainings stay in the journal."""
     path, study = folder / FRONT, folder / "study.json"
-    text = json.dumps(rows)
-    if study.exists() and not (path.exists() and json.dumps(json.loads(path.read_text(encoding="utf-8"))) == text):
+    if study.exists() and not (path.exists() and read_front(folder) == json.loads(json.dumps(rows))):
         study.unlink()
-    write_json_atomic(path, rows)
+    write_json_checked(path, rows)
+
+
+def read_front(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `front.json`; FileNotFoundError without one, CorruptFileError if it was altered."""
+    rows: list[dict[str, Any]] = read_json_checked(
+        folder / FRONT,
+        fix="Delete it and run `bitnas resume`: it is written again from the journal, nothing is measured",
+    )
+    return rows
 
 
 def _claim(folder: Path, config: WidthSearchConfig) -> None:
@@ -228,7 +282,7 @@ def _claim(folder: Path, config: WidthSearchConfig) -> None:
 
 
 def _write_config(folder: Path, config: WidthSearchConfig) -> None:
-    write_json_atomic(
+    write_json_checked(
         folder / CONFIG,
         {
             "method": "width",
@@ -282,7 +336,7 @@ def _space(config: WidthSearchConfig) -> WidthSpace:
 def _strategy(config: WidthSearchConfig) -> Evolution | NSGA2:
     space = _space(config)
     initial = _first_generation(config, space) if config.start_uniform else []
-    if config.paper_mode:
+    if config.single_objective:
         return Evolution(space, population=config.population, seed=config.seed, initial=initial)
     return NSGA2(
         space, objectives=len(config.objectives), population=config.population, seed=config.seed, initial=initial
@@ -305,14 +359,81 @@ def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Geno
 
 
 def _latency_stage(config: WidthSearchConfig) -> Stage:
+    if config.latency_source == TABLE:
+        return Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(),))
     return Stage("latency", evaluate.time_candidate, (config.to_dict(),), parallel=False)
 
 
-def _stages(folder: Path, config: WidthSearchConfig) -> list[Stage]:
-    stages = [Stage("train", evaluate.train_candidate, (config.to_dict(), str(folder)))]
-    if "latency" in config.objectives:
-        stages.append(_latency_stage(config))
-    return stages
+def _stages(folder: Path, config: WidthSearchConfig, pool: Workers) -> list[Stage]:
+    """The latency first: what is beyond the budget need not be trained."""
+    files = pool.share_files(folder, [PARENT] if config.inherit else [])
+    train = Stage("train", evaluate.train_candidate, (config.to_dict(), files))
+    return [_latency_stage(config), train] if config.needs_latency else [train]
+
+
+def _unit_latency(config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
+    """Us of the un-widened network, the unit of the fitness's latency term."""
+    genome = (1.0,) * _space(config).length
+    key = evaluate.architecture_key(config, genome)
+    record, _ = next(run_tasks([(key, genome)], _latency_stage(config), journal, measurer))
+    if not record.ok:
+        raise SearchFailed(f"the un-widened network has no latency to compare with: {record.reason}")
+    return record.metrics["latency_us"]
+
+
+def _table_check(config: WidthSearchConfig, notify: Progress) -> dict[str, Any] | None:
+    """How true the device table was found, if this run uses it; warns where that is not known or not good."""
+    if config.latency_source != TABLE or not config.needs_latency:
+        return None
+    check = evaluate.table_check(config)
+    if check is None:
+        notify({"event": "warning", "message": "the latency table was never checked; run `bitnas latency check`"})
+        return None
+    if not check.good:
+        notify(
+            {
+                "event": "warning",
+                "message": f"the latency table is off: Spearman {check.spearman:.3f}, median error "
+                f"{check.median_error:.1%} over {check.networks} networks; build it again on an idle machine",
+            }
+        )
+    return check.to_dict()
+
+
+class _Summary:
+    """Keeps `search.json`: what follows from the journal by this run's settings, so that a report need not run the
+    search again."""
+
+    def __init__(self, folder: Path, config: WidthSearchConfig, check: dict[str, Any] | None) -> None:
+        self._path = folder / SUMMARY
+        self._config, self._check = config, check
+        self._fronts: list[list[str]] = []
+
+    def write(self, result: Found) -> None:
+        """After each generation."""
+        self._fronts.append([c.key for c in front_of(result.candidates, self._config.front_objectives())])
+        write_json_checked(
+            self._path,
+            {
+                "history": result.history,
+                "fronts": self._fronts,
+                "candidates": [
+                    {
+                        "key": candidate.key,
+                        "ratios": list(candidate.genome),
+                        "status": candidate.status,
+                        "reason": candidate.reason,
+                        "generation": candidate.generation,
+                        "metrics": candidate.metrics,
+                    }
+                    for candidate in result.candidates
+                ],
+                "latency": {
+                    "source": self._config.latency_source if self._config.needs_latency else None,
+                    "table_check": self._check,
+                },
+            },
+        )
 
 
 def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> None:
@@ -328,7 +449,7 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     dataset, split = evaluate.load_data(config.data, config.seed), evaluate.split_data(config)
     network = evaluate.network_config(config, max(config.choices))
     seed = evaluate.derive_seed(config.seed, "parent")
-    model = evaluate.make_network(network, seed)
+    model = evaluate.make_network(network, seed).to(evaluate.training_device(config, seed))
     recipe = dataclasses.replace(train.RECIPES[config.parent_recipe], epochs=config.parent_epochs)
     validation = dataset.subset(split.val)
     notify({"event": "parent_start", "epochs": recipe.epochs})
@@ -367,38 +488,54 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     notify({"event": "parent_end", "accuracy": accuracy})
 
 
-def _with_latency(
-    front: list[Candidate], config: WidthSearchConfig, journal: Journal, notify: Progress
+def _timed_front(
+    front: list[Candidate], config: WidthSearchConfig, journal: Journal, measurer: WorkerPool, notify: Progress
 ) -> list[Candidate]:
-    """The front with a latency on each member, where the search itself did not need one."""
-    if "latency" in config.objectives:
-        return front
-    stage = _latency_stage(config)
-    tasks = [(candidate.key, candidate.genome) for candidate in front]
-    timed = {}
-    for done, (record, replayed) in enumerate(run_tasks(tasks, stage, journal, WorkerPool(0)), 1):
-        timed[record.key] = dict(record.metrics)
-        notify(
-            {
-                "event": "front_timed",
-                "genome": record.genome,
-                "status": record.status,
-                "reason": record.reason,
-                "replayed": replayed,
-                "done": done,
-                "total": len(tasks),
-            }
-        )
-    return [
-        dataclasses.replace(candidate, metrics={**candidate.metrics, **timed[candidate.key]}) for candidate in front
-    ]
+    """The front with every member measured whole, in turns with the others; without those that this removes.
+
+    What the search selected by stays beside it as `searched_latency_us`.
+    """
+    fresh = [candidate for candidate in front if journal.get(candidate.key, FRONT_STAGE) is None]
+    if fresh:
+        notify({"event": "front_timing", "networks": len(fresh)})
+        for candidate, metrics in zip(fresh, _time_together(fresh, config, measurer), strict=True):
+            fields = {"key": candidate.key, "genome": candidate.genome, "stage": FRONT_STAGE}
+            if isinstance(metrics, Failure):
+                notify({"event": "warning", "message": f"a network of the front was not timed: {metrics.reason}"})
+                journal.add(Record.failure(metrics.reason, generation=candidate.generation, **fields))
+            else:
+                journal.add(Record.of(metrics, generation=candidate.generation, **fields))
+    timed = []
+    for candidate in front:
+        record = journal.get(candidate.key, FRONT_STAGE)
+        assert record is not None
+        searched = candidate.metrics.get("latency_us")
+        before = {} if searched is None else {"searched_latency_us": searched}
+        kept = {name: value for name, value in candidate.metrics.items() if not name.startswith("latency_")}
+        metrics = {**(kept if record.ok else candidate.metrics), **record.metrics, **before}
+        if evaluate.beyond_budget(config, metrics) is None:
+            timed.append(dataclasses.replace(candidate, metrics=metrics))
+    return front_of(timed, config.front_objectives()) if config.needs_latency else timed
+
+
+def _time_together(
+    front: list[Candidate], config: WidthSearchConfig, measurer: WorkerPool
+) -> list[dict[str, float] | Failure]:
+    genomes, settings = [candidate.genome for candidate in front], config.to_dict()
+    found = next(iter(measurer.run(evaluate.time_together, [(genomes, settings)])))[1]
+    if not isinstance(found, Failure):
+        return found
+    # One that crashes or hangs must not take the others' places: each alone.
+    alone = {i: result for i, result, _ in measurer.run(evaluate.time_candidate, [(g, settings) for g in genomes])}
+    return [alone[i] for i in range(len(front))]
 
 
 def _front_rows(front: list[Candidate], config: WidthSearchConfig) -> list[dict[str, Any]]:
     from bitnas.models import widths
 
-    if config.paper_mode:
-        front = sorted(front, key=lambda candidate: (-candidate.metrics["fitness"], candidate.genome))
+    if config.single_objective:
+        best = config.objectives[0]
+        front = sorted(front, key=lambda candidate: (-candidate.metrics[best], candidate.genome))
     return [
         {
             "ratios": list(candidate.genome),

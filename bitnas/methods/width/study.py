@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_json_atomic
+from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_json_checked
 from bitnas.methods.width import compare, evaluate
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.methods.width.partner import uniform_multiplier
-from bitnas.methods.width.search import FRONT, Progress, open_journal, open_pool, read_config
-from bitnas.search import Journal, Record, Stage, WorkerPool, run_tasks
+from bitnas.methods.width.search import FRONT, Progress, open_journal, open_pool, read_config, read_front
+from bitnas.search import Journal, Record, Stage, WorkerPool, Workers, run_tasks
 from bitnas.search.space import Genome
 
 STUDY, NETWORKS = "study.json", "networks"
@@ -47,7 +47,7 @@ def study(
     folds: int = 5,
     epochs: int | None = None,
     flops_tolerance: float = 0.02,
-    workers: int | None = None,
+    workers: int | str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Retrain the best networks of a search beside uniform ones of the same cost, and write `study.json`.
@@ -91,7 +91,7 @@ def study(
     notify = on_progress or (lambda event: None)
     (folder / NETWORKS / "float").mkdir(parents=True, exist_ok=True)
     execution = config if workers is None else dataclasses.replace(config, workers=workers)
-    with open_journal(folder, config) as journal, open_pool(execution) as pool:
+    with open_journal(folder, config) as journal, open_pool(execution, folder) as pool:
         contenders = choose(front, config, picks=picks, tolerance=flops_tolerance)
         if not contenders:
             raise ValueError(f"{folder}: no network of the front has a uniform partner within {flops_tolerance:.0%}")
@@ -111,7 +111,7 @@ def study(
             "overall": _overall(claims),
             "protocol": _protocol(config, folds, epochs),
         }
-        write_json_atomic(folder / STUDY, result)
+        write_json_checked(folder / STUDY, result)
     notify({"event": "study_end", "claims": claims})
     return result
 
@@ -262,7 +262,7 @@ def _train(
     folds: int,
     epochs: int,
     journal: Journal,
-    pool: WorkerPool,
+    pool: Workers,
     notify: Progress,
 ) -> dict[str, list[Record]]:
     """Every training of the study: per network one record for each fold, then one for the final training."""
@@ -481,15 +481,13 @@ def _key(config: WidthSearchConfig, contender: Contender, *task: object) -> str:
 
 
 def _read_front(folder: Path) -> list[dict[str, Any]]:
-    import json
-
     path = folder / FRONT
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {FRONT}: its search has not finished; resume it first")
+    front = read_front(folder)
     try:
-        front = json.loads(path.read_text(encoding="utf-8"))
         if not all(math.isfinite(row["flops"] + row["accuracy"]) and row["ratios"] for row in front):
             raise ValueError("a row is not complete")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(path, f"is not a front ({error})") from error
     return front

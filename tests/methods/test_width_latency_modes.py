@@ -1,0 +1,180 @@
+"""What latency does in a search: as an objective, in the fitness, as a limit; measured or from a table; at the end."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import bitnas.methods.width as width
+from bitnas.methods.width import evaluate
+from bitnas.methods.width import latency as tables
+from bitnas.search import SearchFailed
+from bitnas.search.journal import read_journal
+
+TINY = width.preset(
+    "digits",
+    choices=(0.25, 0.5, 1.0),
+    base_width=0.0625,
+    population=4,
+    generations=1,
+    epochs=1,
+    inherit=False,
+    objectives=("accuracy", "latency"),
+    latency_batch=1,
+    workers=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A device table of the space of `TINY`, built for real, though in a hurry."""
+    path = tmp_path_factory.mktemp("table") / "latency.sqlite"
+    space = tables.LatencySpace(choices=TINY.choices, input_size=(1, 8, 8), base_width=TINY.base_width)
+    tables.build(space, path, rounds=1, seconds=0.05)
+    return path
+
+
+def measured(genome, settings):
+    """Made-up but exact latencies."""
+    return {"latency_us": 100 * sum(genome), "latency_low_us": 99 * sum(genome), "latency_high_us": 101 * sum(genome)}
+
+
+def test_fitness_has_a_latency_term_only_if_asked():
+    metrics = {"accuracy": 0.9, "flops": 2 * evaluate.unit_flops(TINY), "latency_us": 30.0}
+    metrics |= {"latency_low_us": 28.0, "latency_high_us": 32.0}
+    assert evaluate.derived(TINY, metrics, None) == {"fitness": pytest.approx(90 - 4 * 2)}
+    config = dataclasses.replace(TINY, objectives=("fitness",), latency_weight=5.0)
+    assert evaluate.derived(config, metrics, 20.0) == {
+        "fitness": pytest.approx(90 - 8 - 5 * 1.5),
+        "fitness_low": pytest.approx(90 - 8 - 5 * 1.6),
+        "fitness_high": pytest.approx(90 - 8 - 5 * 1.4),
+    }
+
+
+def test_the_latency_term_takes_the_unwidened_network_as_its_unit(tmp_path):
+    config = dataclasses.replace(TINY, objectives=("fitness",), latency_weight=50.0)
+    result = width.search(config, tmp_path / "run")
+    records = {(r.key, r.stage): r.metrics for r in read_journal(tmp_path / "run/journal.sqlite")[1]}
+    unit = records[evaluate.architecture_key(config, (1.0,) * 6), "latency"]["latency_us"]
+    found = json.loads((tmp_path / "run/search.json").read_text())["candidates"]
+    assert len(found) == 4
+    for candidate in found:
+        metrics = candidate["metrics"]
+        expected = 100 * metrics["accuracy"] - 4 * metrics["flops"] / evaluate.unit_flops(config)
+        expected -= 50 * records[candidate["key"], "latency"]["latency_us"] / unit
+        assert metrics["fitness"] == pytest.approx(max(0.0, expected))
+    assert result.front[0]["fitness"] == max(c["metrics"]["fitness"] for c in found)
+
+
+def test_a_latency_budget_keeps_slow_candidates_untrained(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "time_candidate", measured)
+    monkeypatch.setattr(evaluate, "time_together", lambda genomes, s: [measured(g, s) for g in genomes])
+    config = dataclasses.replace(TINY, objectives=("accuracy",), latency_budget=200.0, generations=2)
+    result = width.search(config, tmp_path / "run")
+    records = read_journal(tmp_path / "run/journal.sqlite")[1]
+    trained = {r.genome for r in records if r.stage == "train"}
+    timed = {r.genome for r in records if r.stage == "latency"}
+    assert trained == {genome for genome in timed if 99 * sum(genome) <= 200}
+    assert trained < timed
+    assert all(row["latency_us"] <= 200 / 0.99 for row in result.front)
+    with pytest.raises(SearchFailed, match="none of 8 candidates is within the limits.*over the budget of 10 us"):
+        width.search(dataclasses.replace(config, latency_budget=10.0), tmp_path / "none")
+
+
+def test_the_front_is_measured_whole_at_the_end_and_keeps_what_selected_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "time_candidate", measured)
+    together = []
+
+    def later(genomes, settings):
+        together.append(list(genomes))
+        return [{name: 2 * value for name, value in measured(genome, settings).items()} for genome in genomes]
+
+    monkeypatch.setattr(evaluate, "time_together", later)
+    result = width.search(TINY, tmp_path / "run")
+    assert len(together) == 1
+    for row in result.front:
+        assert row["searched_latency_us"] == pytest.approx(100 * sum(row["ratios"]))
+        assert row["latency_us"] == pytest.approx(200 * sum(row["ratios"]))
+    again = width.resume(tmp_path / "run")
+    assert again == result
+    assert len(together) == 1
+
+
+def test_a_network_that_cannot_be_timed_costs_the_others_nothing(tmp_path, monkeypatch):
+    warnings = []
+
+    def failing(genomes, settings):
+        raise RuntimeError("no clock")
+
+    def alone(genome, settings):
+        if genome == (0.25,) * 6:
+            raise RuntimeError("no clock for this one")
+        return measured(genome, settings)
+
+    monkeypatch.setattr(evaluate, "time_together", failing)
+    monkeypatch.setattr(evaluate, "time_candidate", alone)
+    config = dataclasses.replace(TINY, objectives=("accuracy", "ops"))
+    result = width.search(
+        config, tmp_path / "run", on_progress=lambda e: warnings.append(e["message"]) if e["event"] == "warning" else 0
+    )
+    assert warnings == ["a network of the front was not timed: RuntimeError: no clock for this one"]
+    timed = {tuple(row["ratios"]): row.get("latency_us") for row in result.front}
+    assert timed.pop((0.25,) * 6) is None
+    assert all(value is not None for value in timed.values())
+
+
+def test_a_table_predicts_and_only_the_front_is_timed(tmp_path, table):
+    warnings = []
+    config = dataclasses.replace(TINY, latency_source="table", latency_table=str(table))
+    result = width.search(
+        config, tmp_path / "run", on_progress=lambda e: warnings.append(e["message"]) if e["event"] == "warning" else 0
+    )
+    assert warnings == ["the latency table was never checked; run `bitnas latency check`"]
+    records = read_journal(tmp_path / "run/journal.sqlite")[1]
+    assert {r.stage for r in records} == {"predicted-latency", "train", "front-latency"}
+    for row in result.front:
+        assert 0.2 < row["searched_latency_us"] / row["latency_us"] < 5
+    assert json.loads((tmp_path / "run/search.json").read_text())["latency"] == {"source": "table", "table_check": None}
+
+
+def test_a_table_of_another_space_is_refused_by_name(tmp_path, table):
+    config = dataclasses.replace(TINY, latency_source="table", latency_table=str(table), base_width=0.09)
+    with pytest.raises(ValueError, match=r"latency\.sqlite was not built for .* base width 0.09, .*batch 1"):
+        width.search(config, tmp_path / "run")
+    missing = dataclasses.replace(config, latency_table=str(tmp_path / "none.sqlite"))
+    with pytest.raises(FileNotFoundError, match=r"none\.sqlite: no such latency table"):
+        width.search(missing, tmp_path / "other")
+
+
+def test_measured_latency_comes_with_an_interval_no_narrower_than_the_tolerance():
+    found = evaluate.time_candidate((0.5,) * 6, TINY.to_dict())
+    assert found["latency_low_us"] <= found["latency_us"] * (1 - TINY.latency_tolerance / 2)
+    assert found["latency_high_us"] >= found["latency_us"] * (1 + TINY.latency_tolerance / 2)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objectives": ("accuracy",), "budget": None}, "wanted a budget or latency_budget with accuracy alone"),
+        ({"latency_weight": 1.0}, "latency_weight: got 1.0 with objectives"),
+        ({"latency_budget": 0.0}, "latency_budget: got 0.0, wanted positive us per batch or None"),
+        ({"latency_source": "guess"}, "latency_source: got 'guess', wanted one of measured, table"),
+        ({"latency_table": "t.sqlite"}, "with latency_source 'measured', wanted 'table'"),
+        ({"device": "tpu"}, "device: got 'tpu', wanted one of cpu, cuda"),
+        ({"workers": "slurm"}, "workers: got 'slurm', wanted an integer, 'ray' or 'ray://HOST:PORT'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **settings)
