@@ -12,6 +12,15 @@ import typer
 PAPERS = ("shen2019",)
 
 
+def _seeds(text: str) -> int | list[int]:
+    """A number of seeds, or with commas the seeds themselves."""
+    try:
+        found = [int(part) for part in text.rstrip(",").split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: got {text!r}, wanted a number such as 3, or seeds such as 3,4,5") from None
+    return found if "," in text else found[0]
+
+
 def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: shen2019.")],
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and CSV, made if missing.")] = None,
@@ -37,7 +46,9 @@ def reproduce(
         bool,
         typer.Option("--claim", help="Instead of the tables: do searched widths beat uniform ones on --data? [digits]"),
     ] = False,
-    seeds: Annotated[int, typer.Option(help="With --claim: searches, each with its own split.")] = 3,
+    seeds: Annotated[
+        str, typer.Option(help="With --claim: how many searches, each with its own split, or which: 3,4,5.")
+    ] = "3",
     budget: Annotated[
         float | None,
         typer.Option(help="With --claim: the most FLOPs of a network, in those of the un-widened one."),
@@ -72,7 +83,7 @@ def reproduce(
             "base_width": None if base_width == 1 else base_width,
         }
         settings = {name: value for name, value in changed.items() if value is not None}
-        _claim(out, json, data=data or "digits", seeds=seeds, repeats=repeats, epochs=epochs, settings=settings)
+        _claim(out, json, data=data or "digits", seeds=_seeds(seeds), repeats=repeats, epochs=epochs, settings=settings)
         return
     from ..methods.width.reproduce import reproduce as run
 

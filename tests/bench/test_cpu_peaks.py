@@ -25,7 +25,7 @@ def test_the_program():
     assert 0.5 < found["clock_ghz"] < 8
     assert {loop["isa"] for loop in found["loops"]} >= set(ops.cpu_isas()) - {"scalar"}
     for loop in found["loops"]:
-        assert 10 < loop["products_per_cycle"] < 2000, loop
+        assert 1 < loop["products_per_cycle"] < 2000, loop
         assert loop["gops"] == pytest.approx(2 * loop["products_per_cycle"] * found["clock_ghz"], rel=0.02)
     assert all(level["gb_per_s"] > 1 for level in found["read"].values())
 

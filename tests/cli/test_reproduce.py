@@ -62,3 +62,12 @@ def test_the_claim_is_shown_and_goes_on(run, tmp_path):
     code, out, _ = run(*command, "--json")
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "claim.json").read_text())
+
+
+def test_seeds_are_a_number_or_a_list(run, tmp_path):
+    code, _, err = run("reproduce", "shen2019", "--claim", "--out", str(tmp_path), "--seeds", "three")
+    assert code == 2
+    assert "--seeds: got 'three', wanted a number such as 3, or seeds such as 3,4,5" in err
+    from bitnas.cli.reproduce import _seeds
+
+    assert (_seeds("4"), _seeds("4,"), _seeds("3,5")) == (4, [4], [3, 5])

@@ -80,6 +80,7 @@ print(*sorted(used))
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_is_chosen_for_some_layer(package):
     done = run(package, "-c", CHOSEN)
     assert done.returncode == 0, done.stderr[-2000:]
