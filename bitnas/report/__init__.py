@@ -11,16 +11,17 @@ __all__ = ["build"]
 
 
 def build(run_dir: str | Path) -> Path:
-    """Write `report.html` into the run folder, atomically, and return its path.
+    """Write `report.html` into the folder, atomically, and return its path.
 
-    A piece the run has not measured yet (no study, no latency) is named by a plain sentence in its place.
+    A piece that has not been measured yet (no study, no latency) is named by a plain sentence in its place.
 
     Args:
-        run_dir: folder of a search; must hold `config.json`.
+        run_dir: folder of a search (`config.json`), of a reproduction (`reproduction.json`) or of a test of the claim
+            (`claim.json`); one that holds several gets a page with the sections of all.
 
     Raises:
-        FileNotFoundError: the folder or its `config.json` is missing.
-        CorruptFileError: `config.json`, `front.json` or `study.json` is damaged.
+        FileNotFoundError: the folder is missing, or holds none of the three.
+        CorruptFileError: one of these files, `search.json`, `front.json` or `study.json` is damaged.
         JournalCorrupt: `journal.sqlite` is damaged.
     """
     from ..files import write_bytes_atomic

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .load import Network, Point, Run, number
-from .numbers import count, duration, percent, plural, points, spearman
+from .numbers import count, duration, percent, plural, points
+from .records import Network, Run, number
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
@@ -53,24 +53,6 @@ class Comparison:
         if not a or not b:
             return ""
         return f" The searched network takes {duration(a)}, the uniform one {duration(b)}."
-
-
-@dataclass(frozen=True)
-class Misleading:
-    """Two networks of which the one with fewer OPs takes longer, by more than the spread of both measurements."""
-
-    fewer: Point
-    more: Point
-
-    def sentence(self) -> str:
-        """How much fewer OPs, and how much slower."""
-        ops, latency = _ratio(self.fewer, self.more, "ops"), _ratio(self.fewer, self.more, "latency_us")
-        return (
-            f"One network has {percent(1 - ops, 0)} fewer OPs than another ({count(self.fewer.get('ops'))} against "
-            f"{count(self.more.get('ops'))}) and yet takes {latency:.2f} times as long "
-            f"({duration(self.fewer.get('latency_us'))} "
-            f"against {duration(self.more.get('latency_us'))})."
-        )
 
 
 def compare(run: Run) -> list[Comparison]:
@@ -172,43 +154,3 @@ def featured(run: Run) -> Network | None:
     """The network whose layers are shown: the searched one of the largest gain, else any that has timed layers."""
     ranked = [c.searched for c in sorted(compare(run), key=lambda c: -c.gain)]
     return next((network for network in (*ranked, *run.networks) if network.layers), None)
-
-
-def measured_points(run: Run) -> list[Point]:
-    """Networks with OPs and a latency, all timed in the same way: those of the search, or else those of the study."""
-
-    def measured(points: Sequence[Point]) -> list[Point]:
-        return [point for point in points if (point.get("ops") or 0) > 0 and (point.get("latency_us") or 0) > 0]
-
-    candidates, networks = measured(run.candidates), measured(run.networks)
-    return candidates if len(candidates) >= len(networks) else networks
-
-
-def rank_correlation(measured: Sequence[Point]) -> float | None:
-    """Spearman's correlation of OPs and measured latency."""
-    return spearman([p.get("ops") or 0.0 for p in measured], [p.get("latency_us") or 0.0 for p in measured])
-
-
-def misleading_pair(measured: Sequence[Point]) -> Misleading | None:
-    """The pair in which OPs mislead most, among pairs that differ clearly in both, by OPs saved times time lost."""
-    best, worst = None, 0.0
-    for fewer in measured:
-        for more in measured:
-            ops, latency = _ratio(more, fewer, "ops"), _ratio(fewer, more, "latency_us")
-            spread = sum(p.get("latency_iqr_us") or 0.0 for p in (fewer, more))
-            apart = (fewer.get("latency_us") or 0.0) - (more.get("latency_us") or 0.0)
-            if ops > 1.02 and latency > 1.02 and apart > spread and (ops - 1) * (latency - 1) > worst:
-                best, worst = Misleading(fewer, more), (ops - 1) * (latency - 1)
-    return best
-
-
-def _ratio(a: Point, b: Point, name: str) -> float:
-    return (a.get(name) or 0.0) / (b.get(name) or 1.0)
-
-
-def reasons(run: Run) -> list[tuple[str, int]]:
-    """Why candidates failed, and how often, most frequent first."""
-    tally: dict[str, int] = {}
-    for failure in run.failures:
-        tally[failure.reason] = tally.get(failure.reason, 0) + 1
-    return sorted(tally.items(), key=lambda item: -item[1])

@@ -97,6 +97,7 @@ class Canvas:
     parts: list[str] = field(default_factory=list)
     taken: list[Box] = field(default_factory=list)  # boxes labels must keep off
     thin: list[Box] = field(default_factory=list)  # boxes of lines: covered only if need be
+    specks: set[tuple[str, int, int]] = field(default_factory=set)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
         self.parts.append(f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
@@ -105,6 +106,10 @@ class Canvas:
         if points:
             corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             self.parts.append(f'<polyline class="{css}" points="{corners}"/>')
+
+    def polygon(self, points: Sequence[tuple[float, float]], css: str) -> None:
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.parts.append(f'<polygon class="{css}" points="{corners}"/>')
 
     def rect(self, x: float, y: float, width: float, height: float, css: str, title: str = "") -> None:
         self.parts.append(
@@ -119,6 +124,13 @@ class Canvas:
         """A `dot`, `square`, `diamond` or `cross` centred on (x, y), of half-width `size`. `title` shows on hover."""
         css = f"{css} cross" if shape == "cross" else css  # a cross is all outline
         self.parts.append(f'<path class="{css}" d="{_SHAPES[shape](x, y, size)}">{_title(title)}</path>')
+
+    def speck(self, x: float, y: float, size: float, css: str, title: str = "") -> None:
+        """A small dot, unless one of its class covers that place already: thousands of networks share few places."""
+        place = (css, round(x / 2), round(y / 2))
+        if place not in self.specks:
+            self.specks.add(place)
+            self.mark(x, y, "dot", size, css, title)
 
     def keep_off(self, x: float, y: float, half_width: float, half_height: float, *, thin: bool = False) -> None:
         """No label is to cover this box around (x, y); `thin`: if it can be helped."""

@@ -8,6 +8,8 @@ import torch
 
 import bitnas
 from bitnas import train
+from bitnas.cost.call_times import Reading
+from bitnas.cost.device_table import DeviceTable, TableWriter, Visit, latency_key
 from bitnas.data import Dataset
 from bitnas.files import CorruptFileError, load_tensors, read_json_checked, save_tensors, write_json_checked
 from bitnas.search import Journal, JournalCorrupt, JournalError, Record
@@ -100,7 +102,25 @@ def front(folder):
     return path, lambda: read_json_checked(path), lambda new, old: new == old
 
 
-KINDS = [journal, parent, frozen, checkpoint, config, front]
+def table(folder):
+    path, key = folder / "latency.sqlite", latency_key(batch=1, threads=1)
+    with TableWriter(path) as writer:
+        for index in range(8):
+            us = 10.0 + index / 7
+            reading = Reading(us, us, us, us, us, us, 20, False)
+            visit = Visit({"model": "m", "choices": [1.0]}, [index], 0, ("a",), (reading,), us, 5.0, 0.1, "2026-01-01")
+            writer.add_visit(key, visit)
+
+    def load():
+        for rest in ("-wal", "-shm"):
+            path.with_name(path.name + rest).unlink(missing_ok=True)
+        found = DeviceTable.open(path)
+        return found.devices(), found.visits(key)
+
+    return path, load, lambda new, old: new[0] in (old[0], []) and new[1] == old[1][: len(new[1])]
+
+
+KINDS = [journal, parent, frozen, checkpoint, config, front, table]
 
 
 def damage(folder, kind, count):
@@ -133,6 +153,6 @@ def test_damaged_files(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_ten_thousand_damaged_files(tmp_path, kind):
-    """1,700 of each of six kinds."""
+    """1,700 of each of seven kinds."""
     outcomes = damage(tmp_path, kind, 1700)
     print(kind.__name__, dict(outcomes))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnas.search import Journal, Record
+from bitnas.search.journal import read_journal
 
 RATIOS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 BASE = (32, 32, 64, 64, 128, 128)
@@ -132,4 +133,153 @@ def study_folder(folder: Path, gains: tuple[float, ...] = (0.021, 0.002, -0.003)
         claims.append({**names, "difference": gain, "low": gain - 0.006, "high": gain + 0.006, "outcome": outcome})
     protocol = {"folds": 5, "epochs": 12, "interval": "95 %, t over the folds"}
     write_json(folder / "study.json", {"networks": networks, "claims": claims, "protocol": protocol})
+    return folder
+
+
+CHECK = {
+    "spearman": 0.991,
+    "median_error": 0.023,
+    "worst_error": 0.21,
+    "error_95": 0.064,
+    "bias": 0.011,
+    "noise": 0.008,
+    "networks": 3,
+    "date": "2025-01-02T10:00:00",
+    "pairs": [[100.0, 98.0], [210.0, 200.0], [395.0, 500.0]],
+    "goal_met": True,
+}
+
+
+def add_summary(
+    folder: Path, *, source: str | None = "measured", check: dict[str, Any] | None = None, over: tuple[int, ...] = ()
+) -> Path:
+    """`search.json` beside the journal of `search_folder`; the candidates numbered `over` are beyond a budget."""
+    _, records = read_journal(folder / "journal.sqlite")
+    candidates = []
+    for index, record in enumerate(records):
+        status, reason = record.status, record.reason
+        if index in over:
+            status = "rejected"
+            reason = f"its latency of {record.metrics['latency_us']:.1f} us is over the budget of 90 us"
+        entry = {"key": record.key, "ratios": list(record.genome), "status": status, "reason": reason}
+        candidates.append({**entry, "generation": record.generation, "metrics": dict(record.metrics)})
+    history, fronts = [], []
+    for generation in range(1 + max(c["generation"] for c in candidates)):
+        so_far = [c for c in candidates if c["generation"] <= generation and c["status"] == "ok"]
+        so_far.sort(key=lambda c: c["metrics"]["latency_us"])
+        fronts.append(
+            [
+                c["key"]
+                for i, c in enumerate(so_far)
+                if all(c["metrics"]["accuracy"] > other["metrics"]["accuracy"] for other in so_far[:i])
+            ]
+        )
+        history.append({"generation": generation, "evaluated": len(so_far), "front": len(fronts[-1])})
+    latency = {"source": source, "table_check": check}
+    write_json(
+        folder / "search.json", {"history": history, "fronts": fronts, "candidates": candidates, "latency": latency}
+    )
+    return folder
+
+
+def figure(printed: str | None, ours: float | None, status: str, reason: str | None = None) -> dict[str, Any]:
+    """One figure of reproduction.json."""
+    return {
+        "printed": printed,
+        "ours": ours,
+        "rounded": None if ours is None else f"{ours:g}",
+        "status": status,
+        "reason": reason,
+    }
+
+
+def reproduction_folder(folder: Path) -> Path:
+    """One table of three rows, one figure of which differs, and two findings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for key, kind, flops, top1, latency in (
+        ("full", "full precision", 608.0, "93.5", None),
+        ("x2", "uniform", 45.3, "91.0", 900.0),
+        ("auto", "searched", 11.3, "92.0", 300.0),
+    ):
+        timed = {"float_us": 9000.0, "float_iqr_us": 100.0, "float_noisy": False, "ratio": latency and 9000 / latency}
+        timed |= {"median_us": latency, "iqr_us": latency and 10.0, "noisy": latency and False}
+        speed = figure("53.6", 53.7, "differs", "printed 53.6, the quotient is 53.7")
+        rows.append(
+            {
+                "key": key,
+                "label": f"net {key}",
+                "kind": kind,
+                "network": "vgg_small",
+                "ratios": [1.0, 2.0],
+                "widths": [8, 16],
+                "flops": figure(f"{flops:g}", flops, "equal"),
+                "memory_bits": figure(None, 1e6, "ours only"),
+                "speed_up": speed if kind == "searched" else figure(None, 2.0, "ours only"),
+                "top1": figure(top1, None, "printed only", "no trained network"),
+                "top5": figure(None, None, "ours only"),
+                "fitness": None,
+                "latency": timed,
+                "latency_reason": None,
+                "trained": None,
+                "trained_reason": "no trained network",
+            }
+        )
+    table = {"table": 1, "data": "CIFAR-10", "model": "vgg_small", "rule": "shen2019-table1", "rows": rows}
+    findings = [
+        {"id": "b", "table": 1, "verdict": "consistent", "statement": "That one follows.", "evidence": {}},
+        {"id": "a", "table": 1, "verdict": "misprint", "statement": "This speed-up is a misprint.", "evidence": {}},
+    ]
+    result = {
+        "format": "bitnas-reproduction-1",
+        "paper": {"title": "A paper", "arxiv": "1234.5678"},
+        "complete": True,
+        "settings": {"tables": [1], "latency": True, "batch": 1, "threads": 1, "data": None, "seed": 0},
+        "machine": {"cpu": "Imaginary CPU", "isa": "avx512"},
+        "tables": [table],
+        "findings": findings,
+        "summary": {},
+    }
+    write_json(folder / "reproduction.json", result)
+    return folder
+
+
+def claim_folder(folder: Path, differences: tuple[float, ...] = (0.02, 0.03, 0.025), outcome: str = "better") -> Path:
+    """A finished claim of as many seeds as there are differences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for seed, difference in enumerate(differences):
+        searched = {"ratios": [0.5, 2.0], "widths": [4, 32], "flops": 1000.0, "accuracy": 0.9 + difference, "sd": 0.01}
+        uniform = {"ratios": [0.8, 0.8], "widths": [6, 12], "flops": 1005.0, "accuracy": 0.9, "sd": 0.02}
+        finalist = {"ratios": [0.5, 2.0], "flops": 1000.0, "search_accuracy": 0.91, "runoff_accuracy": 0.92}
+        runs.append(
+            {
+                "seed": seed,
+                "folder": f"seed-{seed}",
+                "networks_tried": 40,
+                "trainings": 60,
+                "searched": {**searched, "accuracy_runs": [0.9, 0.9 + 2 * difference]},
+                "uniform": {**uniform, "accuracy_runs": [0.9, 0.9]},
+                "flops_ratio": 0.995,
+                "differences": [0.0, 2 * difference],
+                "difference": difference,
+                "finalists": [finalist],
+            }
+        )
+    mean = sum(differences) / len(differences)
+    overall = {
+        "seeds": len(runs),
+        "won": sum(difference > 0 for difference in differences),
+        "difference": mean,
+        "low": mean - 0.01,
+        "high": mean + 0.01,
+        "outcome": outcome,
+        "verdict": "as computed",
+    }
+    protocol = {"flops_tolerance": 0.02, "epochs": 20, "text": ["each seed has a split of its own"]}
+    whole = {"format": "bitnas-claim-1", "complete": True, "data": "digits", "seeds": list(range(len(runs)))}
+    whole |= {"settings": {"base_width": 0.0625}, "protocol": protocol, "runs": runs, "trainings": 180}
+    write_json(folder / "claim.json", {**whole, "overall": overall if len(runs) > 1 else None})
+    (folder / "seed-0").mkdir(exist_ok=True)
+    write_json(folder / "seed-0" / "config.json", CONFIG)
     return folder

@@ -74,6 +74,14 @@ def test_text_of_a_chart_is_escaped():
     assert "<title>&lt;i&gt;</title>" in canvas.svg("", "wide")
 
 
+def test_specks_of_one_place_are_drawn_once():
+    canvas = Canvas(10, 10)
+    for x in (2.0, 2.4, 9.0):
+        canvas.speck(x, 5, 3, "candidate")
+    canvas.speck(2.0, 5, 3, "front")
+    assert len(canvas.parts) == 3
+
+
 def test_long_layer_names_keep_their_end():
     assert shorten("layer1.0.conv1", 1000) == "layer1.0.conv1"
     assert shorten("features.layer1.0.conv1", 80).endswith("conv1")

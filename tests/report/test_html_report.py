@@ -5,66 +5,48 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from folders import CONFIG, network, search_folder, study_folder, write_json
+from folders import (
+    CHECK,
+    add_summary,
+    claim_folder,
+    network,
+    reproduction_folder,
+    search_folder,
+    study_folder,
+    write_json,
+)
+from report_page import page
 
 from bitnas import report
-from bitnas.files import CorruptFileError
+from bitnas.files import CorruptFileError, write_json_checked
+from bitnas.search import Journal, Record
 from bitnas.search.journal import JournalCorrupt
 
-_VOID = {"meta", "br", "hr", "img", "link", "line", "path", "rect", "polyline"}
 
-
-class _Page(HTMLParser):
-    """Checks that every element is closed in order, and collects text, tags and attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        if tag not in _VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-
-def page(folder: Path) -> _Page:
-    found = _Page(report.build(folder).read_text(encoding="utf-8"))
-    assert found.open == []
-    return found
-
-
-def test_a_whole_run_has_eight_sections_and_six_figures_in_two_layouts(tmp_path):
+def test_a_whole_run_has_ten_sections_and_eight_figures_in_two_layouts(tmp_path):
     found = page(study_folder(tmp_path / "run"))
-    assert found.tags.count("h2") == 8
-    assert found.tags.count("figure") == 6
-    assert found.tags.count("svg") == 12
-    assert found.tags.count("figcaption") == 6
+    assert found.tags.count("h2") == 10
+    assert found.tags.count("figure") == 8
+    assert found.tags.count("svg") == 16
+    assert found.tags.count("figcaption") == 8
+
+
+def test_a_run_whose_table_was_checked_has_two_more_figures(tmp_path):
+    folder = add_summary(study_folder(tmp_path / "run"), source="table", check=CHECK)
+    front = json.loads((folder / "front.json").read_text())
+    write_json(folder / "front.json", [{**row, "searched_latency_us": 1.1 * row["latency_us"]} for row in front])
+    found = page(folder)
+    assert found.tags.count("figure") == 10
+    assert "0.991" in found.text
+    assert "was met" in found.text
+    assert "all of it came out about 9 % faster than in the search" in found.text
 
 
 def test_the_page_needs_no_network_and_no_script(tmp_path):
-    found = page(study_folder(tmp_path / "run"))
+    claim_folder(reproduction_folder(add_summary(study_folder(tmp_path / "run"), check=CHECK)))
+    found = page(tmp_path / "run")
     assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)
     assert not {"src", "href", "srcset", "onload"} & {name for name, _ in found.attributes}
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -149,7 +131,7 @@ def test_only_a_configuration(tmp_path):
 def test_a_search_without_study(tmp_path):
     found = page(search_folder(tmp_path / "run"))
     assert "none has been retrained" in found.text
-    assert found.tags.count("figure") == 3
+    assert found.tags.count("figure") == 5
     assert "The study of searched against uniform widths has not been run yet." in found.text
 
 
@@ -188,23 +170,45 @@ def test_one_candidate_and_equal_values(tmp_path):
 
 
 def test_everything_from_files_is_escaped(tmp_path):
+    """Every string of every file replaced by one that would run if it were not escaped."""
     evil = "<script>alert('x')</script>\"><img src=x>"
-    folder = study_folder(tmp_path / "run")
-    config = {**CONFIG, "machine": {evil: evil}, "command": evil, "versions": {evil: [evil]}, "seed": evil}
-    config["search"] = {"model": evil, "data": evil}
-    write_json(folder / "config.json", config)
-    networks = []
-    for kind in ("searched", "uniform"):
-        made = network(kind, evil, (1.0,) * 6, 0.9, label=evil)
-        made["layers"][0]["name"] = evil
-        networks.append(made)
-    write_json(
-        folder / "study.json",
-        {"networks": networks, "claims": [{"outcome": "failed", "verdict": evil}], "protocol": {evil: evil}},
-    )
+    keep = {"kind", "status", "pair", "folder", "source", "genome", "key"}
+
+    def poison(value, name=""):
+        if isinstance(value, dict):
+            return {key: poison(item, key) for key, item in value.items()} | {evil: evil}
+        if isinstance(value, list):
+            return [poison(item, name) for item in value]
+        return evil if isinstance(value, str) and name not in keep else value
+
+    folder = add_summary(study_folder(tmp_path / "run"), source="table", check=CHECK, over=(5,))
+    claim_folder(reproduction_folder(folder))
+    for path in (*folder.glob("*.json"), folder / "seed-0" / "config.json"):
+        write_json(path, poison(json.loads(path.read_text())))
     found = page(folder)
     assert not {"script", "img"} & set(found.tags)
-    assert "alert('x')" in found.text
+    assert found.text.count("alert('x')") > 100
+
+
+def test_a_file_with_a_checksum_is_read_and_the_checksum_not_shown(tmp_path):
+    folder = search_folder(tmp_path / "run")
+    for name in ("front.json", "config.json"):
+        write_json_checked(folder / name, json.loads((folder / name).read_text()))
+    assert "sha256" not in page(folder).text
+    (folder / "front.json").write_text((folder / "front.json").read_text().replace("0.9", "0.8", 1))
+    with pytest.raises(CorruptFileError, match=r"front\.json"):
+        report.build(folder)
+
+
+def test_stages_after_the_search_are_no_candidates_and_no_failures(tmp_path):
+    folder = search_folder(tmp_path / "run")
+    before = page(folder).text
+    with Journal(folder / "journal.sqlite", meta={"seed": 7}) as journal:
+        fields = {"genome": (1.0,) * 6, "generation": 0}
+        journal.add(Record.failure("lost the clock", key=f"{4:064x}", stage="front-latency", **fields))
+        journal.add(Record.of({"accuracy": 1.0}, key="x/runoff/0", stage="claim-runoff", **fields))
+        journal.add(Record.of({"latency_us": 9.0}, key="unit", stage="latency", **fields))
+    assert page(folder).text == before
 
 
 def test_a_missing_folder_and_a_folder_without_configuration(tmp_path):
@@ -224,12 +228,25 @@ def test_a_missing_folder_and_a_folder_without_configuration(tmp_path):
         ("front.json", "[1]"),
         ("study.json", '{"networks": 3}'),
         ("study.json", '{"networks": [], "claims": ["yes"]}'),
+        ("study.json", '{"networks": [{"widths": "wide"}]}'),
+        ("front.json", '[{"ratios": [1, null]}]'),
+        ("front.json", '[{"accuracy": 1, "sha256": "00"}]'),
+        ("search.json", "["),
+        ("search.json", "[]"),
+        ("search.json", '{"candidates": [{"ratios": [1], "status": "fine", "generation": 0}]}'),
+        ("search.json", '{"candidates": [{"ratios": [1], "status": "ok", "generation": -1}]}'),
+        ("search.json", '{"fronts": [1]}'),
+        ("search.json", '{"latency": {"table_check": {"pairs": [[1, 0]]}}}'),
+        ("reproduction.json", '{"tables": [{"rows": [{"flops": 3}]}]}'),
+        ("reproduction.json", "3"),
+        ("claim.json", '{"runs": [{"seed": 1}]}'),
+        ("claim.json", '{"runs": {}}'),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content):
     folder = study_folder(tmp_path / "run")
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(CorruptFileError, match=name):
+    with pytest.raises(CorruptFileError, match=re.escape(name)):
         report.build(folder)
     assert not (folder / "report.html").exists()
 
