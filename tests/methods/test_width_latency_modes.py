@@ -44,7 +44,7 @@ def table(tmp_path_factory):
     return path
 
 
-def measured(genome, settings):
+def measured(genome, settings, reference_us=None):
     """Made-up but exact latencies."""
     return {"latency_us": 100 * sum(genome), "latency_low_us": 99 * sum(genome), "latency_high_us": 101 * sum(genome)}
 
@@ -65,7 +65,7 @@ def test_the_latency_term_takes_the_unwidened_network_as_its_unit(tmp_path):
     config = dataclasses.replace(TINY, objectives=("fitness",), latency_weight=50.0)
     result = width.search(config, tmp_path / "run")
     records = {(r.key, r.stage): r.metrics for r in read_journal(tmp_path / "run/journal.sqlite")[1]}
-    unit = records[evaluate.architecture_key(config, (1.0,) * 6), "latency"]["latency_us"]
+    unit = records[evaluate.architecture_key(config, (1.0,) * 6), "reference-latency"]["latency_us"]
     found = json.loads((tmp_path / "run/search.json").read_text())["candidates"]
     assert len(found) == 4
     for candidate in found:
@@ -78,6 +78,7 @@ def test_the_latency_term_takes_the_unwidened_network_as_its_unit(tmp_path):
 
 def test_a_latency_budget_keeps_slow_candidates_untrained(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "time_candidate", measured)
+    monkeypatch.setattr(evaluate, "time_alone", measured)
     monkeypatch.setattr(evaluate, "time_together", lambda genomes, s: [measured(g, s) for g in genomes])
     config = dataclasses.replace(TINY, objectives=("accuracy",), latency_budget=200.0, generations=2)
     result = width.search(config, tmp_path / "run")
@@ -93,6 +94,7 @@ def test_a_latency_budget_keeps_slow_candidates_untrained(tmp_path, monkeypatch)
 
 def test_the_front_is_measured_whole_at_the_end_and_keeps_what_selected_it(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "time_candidate", measured)
+    monkeypatch.setattr(evaluate, "time_alone", measured)
     together = []
 
     def later(genomes, settings):
@@ -117,12 +119,12 @@ def test_a_network_that_cannot_be_timed_costs_the_others_nothing(tmp_path, monke
         raise RuntimeError("no clock")
 
     def alone(genome, settings):
-        if genome == (0.25,) * 6:
+        if tuple(genome) == (0.25,) * 6:
             raise RuntimeError("no clock for this one")
         return measured(genome, settings)
 
     monkeypatch.setattr(evaluate, "time_together", failing)
-    monkeypatch.setattr(evaluate, "time_candidate", alone)
+    monkeypatch.setattr(evaluate, "time_alone", alone)
     config = dataclasses.replace(TINY, objectives=("accuracy", "ops"))
     result = width.search(
         config, tmp_path / "run", on_progress=lambda e: warnings.append(e["message"]) if e["event"] == "warning" else 0
@@ -157,10 +159,26 @@ def test_a_table_of_another_space_is_refused_by_name(tmp_path, table):
 
 
 def test_measured_latency_comes_with_an_interval_no_narrower_than_the_tolerance():
-    found = evaluate.time_candidate((0.5,) * 6, TINY.to_dict())
+    reference_us = evaluate.time_alone((1.0,) * 6, TINY.to_dict())["latency_us"]
+    found = evaluate.time_candidate((0.5,) * 6, TINY.to_dict(), reference_us)
     assert found["latency_low_us"] <= found["latency_us"] * (1 - TINY.latency_tolerance / 2)
     assert found["latency_high_us"] >= found["latency_us"] * (1 + TINY.latency_tolerance / 2)
     assert all(math.isfinite(value) for value in found.values())
+
+
+def test_a_slower_machine_changes_no_latency(monkeypatch):
+    """Everything takes three times as long as when the search began: the candidate's latency is what it was."""
+    from bitnas.cost.timing import Timing
+
+    def slow(genomes, config, seconds):
+        return [Timing(m, m - 3, m + 3, m - 3, m + 3, 20, False) for m in (300.0 * sum(genome) for genome in genomes)]
+
+    monkeypatch.setattr(evaluate, "_timings", slow)
+    found = evaluate.time_candidate((0.5,) * 6, TINY.to_dict(), 600.0)
+    assert found["latency_us"] == pytest.approx(300.0)
+    assert found["latency_drift"] == pytest.approx(3.0)
+    # 1 of 300 from the candidate, 1/600 of it from the reference; the tolerance of 2 % is wider.
+    assert (found["latency_low_us"], found["latency_high_us"]) == (pytest.approx(297.0), pytest.approx(303.0))
 
 
 @pytest.mark.parametrize(

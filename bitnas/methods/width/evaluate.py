@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitnas.cost.agreement import Check
+    from bitnas.cost.timing import Timing
     from bitnas.data import Source, Splits
     from bitnas.models import ModelConfig
 
 PARENT_FORMAT = "bitnas-parent-1"
 
-# A latency is measured until its median's 95 % interval is under 2 % of it, or for so long.
-_HALF_INTERVAL, _TIMING_SECONDS = 0.01, 2.0
+# A latency is measured until its median's 95 % interval is under 2 % of it, or for so many seconds: in the search, where
+# it is put in proportion to a reference, and at the end.
+_HALF_INTERVAL, _SEARCH_SECONDS, _FRONT_SECONDS = 0.01, 0.5, 2.0
 
 
 def single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,20 +217,56 @@ def beyond_budget(config: WidthSearchConfig, metrics: Mapping[str, float]) -> st
     return f"its latency of {metrics['latency_us']:.1f} us is over the budget of {budget:g} us"
 
 
-def time_candidate(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
+def reference(config: WidthSearchConfig) -> Genome:
+    """The un-widened network: the unit of FLOPs and latency, and what candidates are timed beside."""
+    from bitnas.models import num_ratios
+
+    return (1.0,) * num_ratios(config.model)
+
+
+def time_candidate(genome: Genome, settings: dict[str, Any], reference_us: float) -> dict[str, float]:
     """Latency of the frozen network, in us per batch, with this process alone on the machine.
 
-    The kernels take the same time whatever the bits are, so the network has random weights.
+    It is timed in turns with the un-widened network, and put in proportion: what a machine that has become slower or
+    faster since does to both says nothing of the candidate. The kernels take the same time whatever the bits are, so
+    networks have random weights.
+
+    Args:
+        genome: its ratios.
+        settings: `WidthSearchConfig.to_dict()`.
+        reference_us: what the un-widened network took when the search began.
 
     Returns:
         latency_us, its interval latency_low_us and latency_high_us (never narrower than the run's latency_tolerance),
-        latency_iqr_us, latency_noisy (0 or 1) and latency_runs.
+        latency_iqr_us, latency_noisy (0 or 1), latency_runs; latency_drift, how much slower the un-widened network was
+        than at the beginning, as a factor.
     """
-    return time_together([genome], settings)[0]
+    config = WidthSearchConfig.from_dict(settings)
+    own, unit = _timings([genome, reference(config)], config, _SEARCH_SECONDS)
+    drift = unit.median_us / reference_us
+    share = (unit.high_us - unit.low_us) / (2 * unit.median_us)
+    found = {name: value / drift for name, value in _latency(own, config, share).items() if name.endswith("_us")}
+    return {
+        **found,
+        "latency_noisy": float(own.noisy or unit.noisy),
+        "latency_runs": float(own.runs),
+        "latency_drift": drift,
+    }
 
 
 def time_together(genomes: Sequence[Genome], settings: dict[str, Any]) -> list[dict[str, float]]:
-    """The same for several networks, timed in turns: a drifting clock or a busy neighbour meets all alike."""
+    """The same of several networks as the clock has it, timed in turns: what disturbs one meets all alike."""
+    config = WidthSearchConfig.from_dict(settings)
+    return [_latency(timing, config) for timing in _timings(genomes, config, _FRONT_SECONDS)]
+
+
+def time_alone(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
+    """The same of one network."""
+    return time_together([genome], settings)[0]
+
+
+def _timings(genomes: Sequence[Genome], config: WidthSearchConfig, seconds: float) -> list[Timing]:
+    """Of networks in turns, for up to so many seconds each."""
     import torch
 
     from bitnas.cost.exclusive import exclusive
@@ -236,32 +274,31 @@ def time_together(genomes: Sequence[Genome], settings: dict[str, Any]) -> list[d
     from bitnas.cost.timing import time_interleaved, times_preempted
     from bitnas.packed import freeze
 
-    config = WidthSearchConfig.from_dict(settings)
     networks = [network_config(config, genome) for genome in genomes]
     frozen = [freeze(make_network(net, derive_seed(config.seed, "latency", net.key())).eval()) for net in networks]
     x = torch.rand((config.latency_batch, *networks[0].input_size), generator=torch.Generator().manual_seed(0))
     calls = {index: functools.partial(network, x) for index, network in enumerate(frozen)}
     with exclusive(), thread_count(config.latency_threads), torch.inference_mode():
         timings = time_interleaved(
-            calls, seconds=_TIMING_SECONDS * len(calls), tolerance=_HALF_INTERVAL, preempted=times_preempted
+            calls, seconds=seconds * len(calls), tolerance=_HALF_INTERVAL, preempted=times_preempted
         )
     del frozen, calls
     release_memory()
-    found = []
-    for index in range(len(genomes)):
-        timing = timings[index]
-        margin = 0.5 * config.latency_tolerance * timing.median_us
-        found.append(
-            {
-                "latency_us": timing.median_us,
-                "latency_low_us": min(timing.low_us, timing.median_us - margin),
-                "latency_high_us": max(timing.high_us, timing.median_us + margin),
-                "latency_iqr_us": timing.iqr_us,
-                "latency_noisy": float(timing.noisy),
-                "latency_runs": float(timing.runs),
-            }
-        )
-    return found
+    return [timings[index] for index in range(len(genomes))]
+
+
+def _latency(timing: Timing, config: WidthSearchConfig, share: float = 0.0) -> dict[str, float]:
+    """A timing as metrics; `share` of the median is unknown besides."""
+    unknown = share * timing.median_us
+    margin = 0.5 * config.latency_tolerance * timing.median_us
+    return {
+        "latency_us": timing.median_us,
+        "latency_low_us": min(timing.low_us - unknown, timing.median_us - margin),
+        "latency_high_us": max(timing.high_us + unknown, timing.median_us + margin),
+        "latency_iqr_us": timing.iqr_us,
+        "latency_noisy": float(timing.noisy),
+        "latency_runs": float(timing.runs),
+    }
 
 
 def table_check(config: WidthSearchConfig) -> Check | None:

@@ -106,10 +106,10 @@ def search(
         with open_pool(config, folder) as pool, open_measurer(config) as measurer:
             if config.inherit:
                 _train_parent(folder, config, notify)
-            unit = _unit_latency(config, journal, measurer) if config.latency_weight else None
+            unit = _reference_latency(config, journal, measurer) if config.needs_latency else None
             result = run_search(
                 _strategy(config),
-                _stages(folder, config, pool),
+                _stages(folder, config, pool, unit),
                 config.search_objectives(),
                 journal,
                 generations=config.generations,
@@ -117,7 +117,7 @@ def search(
                 measurer=measurer,
                 key=lambda genome: evaluate.architecture_key(config, genome),
                 ties=config.ties(),
-                derive=lambda metrics: evaluate.derived(config, metrics, unit),
+                derive=lambda metrics: evaluate.derived(config, metrics, unit if config.latency_weight else None),
                 limit=lambda metrics: evaluate.beyond_budget(config, metrics),
                 on_generation=_Summary(folder, config, check).write,
                 on_progress=notify,
@@ -358,24 +358,28 @@ def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Geno
     return list(codes)
 
 
-def _latency_stage(config: WidthSearchConfig) -> Stage:
+def _latency_stage(config: WidthSearchConfig, reference_us: float | None) -> Stage:
     if config.latency_source == TABLE:
         return Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(),))
-    return Stage("latency", evaluate.time_candidate, (config.to_dict(),), parallel=False)
+    return Stage("latency", evaluate.time_candidate, (config.to_dict(), reference_us), parallel=False)
 
 
-def _stages(folder: Path, config: WidthSearchConfig, pool: Workers) -> list[Stage]:
+def _stages(folder: Path, config: WidthSearchConfig, pool: Workers, reference_us: float | None) -> list[Stage]:
     """The latency first: what is beyond the budget need not be trained."""
     files = pool.share_files(folder, [PARENT] if config.inherit else [])
     train = Stage("train", evaluate.train_candidate, (config.to_dict(), files))
-    return [_latency_stage(config), train] if config.needs_latency else [train]
+    return [_latency_stage(config, reference_us), train] if config.needs_latency else [train]
 
 
-def _unit_latency(config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
-    """Us of the un-widened network, the unit of the fitness's latency term."""
-    genome = (1.0,) * _space(config).length
+def _reference_latency(config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
+    """Us of the un-widened network: the unit of a latency term, and what timings of candidates are put in proportion
+    to."""
+    genome = evaluate.reference(config)
     key = evaluate.architecture_key(config, genome)
-    record, _ = next(run_tasks([(key, genome)], _latency_stage(config), journal, measurer))
+    stage = _latency_stage(config, None)
+    if stage.name == "latency":
+        stage = Stage("reference-latency", evaluate.time_alone, (config.to_dict(),), parallel=False)
+    record, _ = next(run_tasks([(key, genome)], stage, journal, measurer))
     if not record.ok:
         raise SearchFailed(f"the un-widened network has no latency to compare with: {record.reason}")
     return record.metrics["latency_us"]
@@ -526,7 +530,7 @@ def _time_together(
     if not isinstance(found, Failure):
         return found
     # One that crashes or hangs must not take the others' places: each alone.
-    alone = {i: result for i, result, _ in measurer.run(evaluate.time_candidate, [(g, settings) for g in genomes])}
+    alone = {i: result for i, result, _ in measurer.run(evaluate.time_alone, [(g, settings) for g in genomes])}
     return [alone[i] for i in range(len(front))]
 
 
