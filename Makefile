@@ -23,7 +23,8 @@ demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits
 test: $(INSTALLED)  ## the default tests, about three minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: $(INSTALLED)  ## also the long ones (100,000 shapes per instruction set, a grid of 50,000 small ones, sanitizers, more kills)
+test-all: $(INSTALLED)  ## also the long ones (100,000 shapes per instruction set, a grid of 50,000 small ones, sanitizers, more kills, a Ray cluster)
+	$(PIP) 'ray[client]' tensorboard
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ''
 
 test-cuda-model: $(INSTALLED)  ## without a GPU, the long ones too: the CUDA sources on the model of one, and their machine code
