@@ -53,8 +53,10 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes | bytearray | m
         if path.exists():
             os.chmod(temporary, path.stat().st_mode & 0o7777)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a full disk does not say whose bytes it had no room for
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

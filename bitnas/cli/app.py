@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -76,4 +77,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.strerror}: {error.filename}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text += "; free space, then run the same command again: what was finished is kept"
     return text or type(error).__name__

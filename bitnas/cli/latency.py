@@ -218,7 +218,8 @@ def _sentences(check: Check) -> str:
         f"{check.networks} networks not seen before, {check.date}: Spearman {check.spearman:.4f}, error median "
         f"{check.median_error:.1%}, 95 % of them below {check.error_95:.1%}, worst {check.worst_error:.1%}; {goal}",
         f"bias {check.bias:+.1%} (median error without it {check.scatter_error:.1%}); measuring one network twice "
-        f"differs by {check.noise:.1%}; the machine is {check.reference_drift:+.1%} slower than in the build",
+        f"differs by {check.noise:.1%}; the machine is {abs(check.reference_drift):.1%} "
+        f"{'slower' if check.reference_drift > 0 else 'faster'} than in the build",
     ]
     if not check.good:
         lines.append(f"WARNING: {_why(check)}")

@@ -7,6 +7,7 @@ call give it several readings, in different networks and at different times: the
 are part of the interval.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -146,6 +147,8 @@ def latency_key(*, batch: int = 1, threads: int = 1, memory: str = "fast", devic
     for name, value in {"batch": batch, "threads": threads}.items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, wanted at least 1")
+    if threads > (os.cpu_count() or threads):
+        raise ValueError(f"threads: got {threads}, wanted at most the {os.cpu_count()} CPUs there are")
     facts = machine.facts()
     return {
         "device": device,
@@ -160,6 +163,23 @@ def latency_key(*, batch: int = 1, threads: int = 1, memory: str = "fast", devic
         "batch": batch,
         "threads": threads,
     }
+
+
+def copy_table(path: str | os.PathLike[str] | None, copy: str | os.PathLike[str]) -> None:
+    """Copies a table, by default :func:`default_table`, as it is now; ``copy`` is whole or not there.
+
+    Raises as :meth:`DeviceTable.open`.
+    """
+    source = DeviceTable.open(path).path
+    temporary = Path(copy).with_name(f".{Path(copy).name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with (
+        _explained(source),
+        contextlib.closing(_connect_to_read(source)) as found,
+        contextlib.closing(sqlite3.connect(temporary)) as made,
+    ):
+        found.backup(made)
+    os.replace(temporary, copy)
 
 
 class DeviceTable:
@@ -245,6 +265,10 @@ class DeviceTable:
         """
         found = [body for body in self._of("check", key, None) if space is None or _holds(body["space"], space)]
         return Check.from_dict(found[-1]["check"]) if found else None
+
+    def checks(self, key: Key, space: Mapping[str, Any]) -> int:
+        """How many checks of exactly this space have ended."""
+        return len(self._of("check", key, space))
 
     def held_out(self, key: Key, name: str) -> list[dict[str, Any]]:
         """The networks that a check of this name has measured already."""

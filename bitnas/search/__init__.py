@@ -3,9 +3,8 @@
 from bitnas.search.evolution import Evolution, penalised_accuracy
 from bitnas.search.journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
 from bitnas.search.loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
-from bitnas.search.noise import settle
 from bitnas.search.nsga2 import NSGA2
-from bitnas.search.pareto import Objective, crowding_distance, dominates, hypervolume_2d, non_dominated
+from bitnas.search.pareto import Objective, crowding_distance, dominates, fronts, hypervolume_2d, non_dominated
 from bitnas.search.space import Genome, WidthSpace, genome_key
 from bitnas.search.workers import Failure, WorkerPool, Workers, WorkersUnavailable, open_workers
 
@@ -30,6 +29,7 @@ __all__ = [
     "WorkersUnavailable",
     "crowding_distance",
     "dominates",
+    "fronts",
     "genome_key",
     "hypervolume_2d",
     "non_dominated",
@@ -37,5 +37,4 @@ __all__ = [
     "penalised_accuracy",
     "run_search",
     "run_tasks",
-    "settle",
 ]

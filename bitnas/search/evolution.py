@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from bitnas.search.noise import Interval, settle
+from bitnas.search.pareto import Interval, fronts
 from bitnas.search.space import Genome, WidthSpace
 
 
@@ -133,8 +133,9 @@ class Evolution:
     ) -> None:
         """Report one row per code, to be minimised: the first value decides, the others break ties.
 
-        A failed code has a non-finite value and never survives. `intervals` say what each value is known to; values
-        whose intervals overlap are ties (see `settle`).
+        A failed code has a non-finite value and never survives. `intervals` say what each value is known to: codes are
+        put in fronts by the first value (`pareto.fronts`), where only intervals that do not meet count; the other
+        values order a front.
         """
         if len(genomes) != len(losses):
             raise ValueError(f"losses: got {len(losses)} rows, wanted {len(genomes)}")
@@ -145,9 +146,15 @@ class Evolution:
             if math.isfinite(row[0])
         ]
         pool = self._survivors + told
-        settled = settle([one.losses[0] for one in pool], [one.interval for one in pool])
+        rank = {
+            index: number
+            for number, front in enumerate(
+                fronts([one.losses[:1] for one in pool], intervals=[[one.interval] for one in pool])
+            )
+            for index in front
+        }
         # What is left to break ties is the code itself, so the order of evaluation has no say.
-        order = sorted(range(len(pool)), key=lambda i: (settled[i], pool[i].losses[1:], pool[i].genome))
+        order = sorted(range(len(pool)), key=lambda i: (rank[i], pool[i].losses[1:], pool[i].genome))
         self._survivors = [pool[i] for i in order[: self.population]]
 
     def _offspring(self) -> list[Genome]:

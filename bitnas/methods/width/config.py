@@ -171,6 +171,10 @@ class WidthSearchConfig:
                 raise TypeError(f"{name}: got {value!r}, wanted {unit} or None")
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: got {value}, wanted positive {unit} or None")
+        if self.memory_limit is not None and self.memory_limit < _LEAST_MEMORY:
+            raise ValueError(
+                f"memory_limit: got {self.memory_limit} GiB, wanted at least {_LEAST_MEMORY}, which torch needs"
+            )
         choices = tuple(sorted(float(choice) for choice in self.choices))
         if len(choices) < 2 or len(set(choices)) != len(choices) or not all(0 < c < math.inf for c in choices):
             raise ValueError(f"choices: got {self.choices!r}, wanted at least two distinct positive ratios")
@@ -195,13 +199,18 @@ class WidthSearchConfig:
         if len(objectives) > 1 and "fitness" in objectives:
             raise ValueError(f"objectives: got {objectives!r}; 'fitness' already weighs accuracy against FLOPs")
         object.__setattr__(self, "objectives", objectives)
+        if self.latency_source == TABLE and not self.needs_latency:
+            raise ValueError(
+                f"latency_source: got 'table', but no latency takes part in this search of {', '.join(objectives)}; add "
+                "it to the objectives, or give a latency_weight or latency_budget"
+            )
 
     def _check_workers(self) -> None:
         workers = self.workers
         if isinstance(workers, bool) or not isinstance(workers, int | str):
-            raise TypeError(f"workers: got {workers!r}, wanted an integer, 'ray' or 'ray://HOST:PORT'")
-        if isinstance(workers, str) and workers != "ray" and not workers.startswith("ray://"):
-            raise ValueError(f"workers: got {workers!r}, wanted an integer, 'ray' or 'ray://HOST:PORT'")
+            raise TypeError(f"workers: got {workers!r}, wanted an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'")
+        if isinstance(workers, str) and workers != "ray" and ":" not in workers:
+            raise ValueError(f"workers: got {workers!r}, wanted an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'")
         if isinstance(workers, int) and workers < 0:
             raise ValueError(f"workers: got {workers}, wanted at least 0")
 
@@ -281,6 +290,7 @@ _INTEGERS = {
     "latency_threads": 1,
     "parent_threads": 1,
 }
+_LEAST_MEMORY = 0.5  # GiB; a worker that has imported torch holds a quarter
 _OPTIONAL = {
     "timeout": "seconds",
     "memory_limit": "GiB",

@@ -241,28 +241,33 @@ def time_candidate(genome: Genome, settings: dict[str, Any], reference_us: float
         latency_iqr_us, latency_noisy (0 or 1), latency_runs; latency_drift, how much slower the un-widened network was
         than at the beginning, as a factor.
     """
-    config = WidthSearchConfig.from_dict(settings)
-    own, unit = _timings([genome, reference(config)], config, _SEARCH_SECONDS)
+    return _in_proportion([genome], WidthSearchConfig.from_dict(settings), reference_us, _SEARCH_SECONDS)[0]
+
+
+def time_front(genomes: Sequence[Genome], settings: dict[str, Any], reference_us: float) -> list[dict[str, float]]:
+    """The same of several networks, timed longer and in turns with each other: what disturbs one meets all alike."""
+    return _in_proportion(genomes, WidthSearchConfig.from_dict(settings), reference_us, _FRONT_SECONDS)
+
+
+def _in_proportion(
+    genomes: Sequence[Genome], config: WidthSearchConfig, reference_us: float, seconds: float
+) -> list[dict[str, float]]:
+    *timings, unit = _timings([*genomes, reference(config)], config, seconds)
     drift = unit.median_us / reference_us
     share = (unit.high_us - unit.low_us) / (2 * unit.median_us)
-    found = {name: value / drift for name, value in _latency(own, config, share).items() if name.endswith("_us")}
-    return {
-        **found,
-        "latency_noisy": float(own.noisy or unit.noisy),
-        "latency_runs": float(own.runs),
-        "latency_drift": drift,
-    }
-
-
-def time_together(genomes: Sequence[Genome], settings: dict[str, Any]) -> list[dict[str, float]]:
-    """The same of several networks as the clock has it, timed in turns: what disturbs one meets all alike."""
-    config = WidthSearchConfig.from_dict(settings)
-    return [_latency(timing, config) for timing in _timings(genomes, config, _FRONT_SECONDS)]
+    found = []
+    for own in timings:
+        metrics = _latency(own, config, share)
+        scaled = {name: value / drift for name, value in metrics.items() if name.endswith("_us")}
+        noisy = float(own.noisy or unit.noisy)
+        found.append({**metrics, **scaled, "latency_noisy": noisy, "latency_drift": drift})
+    return found
 
 
 def time_alone(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
-    """The same of one network."""
-    return time_together([genome], settings)[0]
+    """Latency and interval of one network as the clock has it; see `time_candidate`."""
+    config = WidthSearchConfig.from_dict(settings)
+    return _latency(_timings([genome], config, _FRONT_SECONDS)[0], config)
 
 
 def _timings(genomes: Sequence[Genome], config: WidthSearchConfig, seconds: float) -> list[Timing]:
@@ -301,7 +306,7 @@ def _latency(timing: Timing, config: WidthSearchConfig, share: float = 0.0) -> d
     }
 
 
-def table_check(config: WidthSearchConfig) -> Check | None:
+def table_check(config: WidthSearchConfig, table: str | None) -> Check | None:
     """How well the device table was found to agree with whole networks of this run's space, if it was checked.
 
     Raises ValueError if the table was not built for this space on this device.
@@ -311,13 +316,13 @@ def table_check(config: WidthSearchConfig) -> Check | None:
 
     unit = network_config(config, 1.0)
     where: dict[str, Any] = {
-        "table": config.latency_table,
+        "table": table,
         "batch": config.latency_batch,
         "threads": config.latency_threads,
     }
     if not latency.built(unit, config.choices, **where):
         raise ValueError(
-            f"latency_table: {config.latency_table or default_table()} was not built for this run's networks on this "
+            f"latency_table: {table or default_table()} was not built for this run's networks on this "
             f"device; run `bitnas latency build` for {config.model}, input size {unit.input_size}, "
             f"{unit.num_classes} classes, base width {config.base_width}, choices {list(config.choices)}, batch "
             f"{config.latency_batch} and {config.latency_threads} threads"
@@ -325,23 +330,24 @@ def table_check(config: WidthSearchConfig) -> Check | None:
     return latency.last_check(unit, config.choices, **where)
 
 
-def predict_candidate(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
-    """The same latency from the device table, with the interval that its errors leave between two networks: the median
-    error of the table's check without its bias, never narrower than the run's latency_tolerance. `latency_predicted` is
-    1.
+def predict_candidate(genome: Genome, settings: dict[str, Any], table: str) -> dict[str, float]:
+    """The same latency from the device table, with the interval that its errors leave between networks.
+
+    That is what nineteen in twenty of the table's check stayed below, without the bias that all share; never narrower
+    than the run's latency_tolerance. `latency_predicted` is 1.
     """
     from bitnas.methods.width import latency
 
     config = WidthSearchConfig.from_dict(settings)
     found = latency.predict(
         network_config(config, genome),
-        table=config.latency_table,
+        table=table,
         batch=config.latency_batch,
         threads=config.latency_threads,
     )
     assert found.latency_us is not None
-    check = table_check(config)
-    share = max(0.5 * config.latency_tolerance, check.scatter_error if check else 0.0)
+    check = table_check(config, table)
+    share = max(0.5 * config.latency_tolerance, check.scatter_95 if check else 0.0)
     return {
         "latency_us": found.latency_us,
         "latency_low_us": (1 - share) * found.latency_us,

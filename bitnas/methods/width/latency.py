@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -298,6 +299,7 @@ def build(
 
     if rounds < 1:
         raise ValueError(f"rounds: got {rounds}, wanted at least 1")
+    _check_seconds(seconds)
     begin = time.monotonic()
     key = latency_key(batch=batch, threads=threads)
     plan = [
@@ -320,6 +322,11 @@ def build(
             writer.add_visit(key, timer.visit(code, rounds))
             visited += 1
         return _report(space, writer, key, batch, visited, time.monotonic() - begin)
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds: got {seconds}, wanted a positive finite number")
 
 
 def _again(visits: Sequence[Visit], rounds: int) -> list[Genome]:
@@ -435,12 +442,15 @@ def check(
 
     if networks < 2:
         raise ValueError(f"networks: got {networks}, wanted at least 2")
+    _check_seconds(seconds)
     key, about = latency_key(batch=batch, threads=threads), space.to_dict()
     opened = DeviceTable.open(table)
     codes = _held_out(space, opened, key, networks, seed)
     predicted = [_predicted(opened, space, code, key, batch) for code in codes]
     visits = opened.visits(key, about)
-    name = hashlib.sha256(repr((codes, len(visits), seconds)).encode()).hexdigest()[:16]
+    # A check that was stopped is gone on with; one that has ended is made anew, for the machine may have changed.
+    ended = opened.checks(key, about)
+    name = hashlib.sha256(repr((codes, len(visits), seconds, ended)).encode()).hexdigest()[:16]
     found: dict[Genome, list[dict[str, Any]]] = {code: [] for code in codes}
     with TableWriter(opened.path) as writer:
         for result in writer.table.held_out(key, name):

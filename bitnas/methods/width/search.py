@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,7 +20,7 @@ from typing import Any
 
 from bitnas.files import CorruptFileError, read_json_checked, write_json_checked
 from bitnas.methods.width import evaluate
-from bitnas.methods.width.config import TABLE, WidthSearchConfig
+from bitnas.methods.width.config import MEASURED, TABLE, WidthSearchConfig
 from bitnas.search import (
     NSGA2,
     Evolution,
@@ -50,7 +50,7 @@ CONFIG, JOURNAL, PARENT, CHECKPOINT, FRONT, SUMMARY = (
     "front.json",
     "search.json",
 )
-FRONT_STAGE, WORKER_LOG = "front-latency", "workers.log"
+FRONT_STAGE, WORKER_LOG, LATENCY_TABLE = "front-latency", "workers.log", "latency.sqlite"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def search(
     """
     folder = Path(out)
     notify = on_progress or (lambda event: None)
-    _check(config)
+    _check(folder, config)
     _claim(folder, config)
     with open_journal(folder, config) as journal:
         notify(
@@ -102,11 +102,11 @@ def search(
                 "objectives": list(config.objectives),
             }
         )
-        check = _table_check(config, notify)
+        check = _table_check(folder, config, notify)
         with open_pool(config, folder) as pool, open_measurer(config) as measurer:
             if config.inherit:
                 _train_parent(folder, config, notify)
-            unit = _reference_latency(config, journal, measurer) if config.needs_latency else None
+            unit = _unit_latency(folder, config, journal, measurer) if config.needs_latency else None
             result = run_search(
                 _strategy(config),
                 _stages(folder, config, pool, unit),
@@ -123,10 +123,7 @@ def search(
                 on_progress=notify,
             )
             pool.stop()  # the machine to itself, for the timings
-            front = front_of(result.candidates, config.front_objectives())
-            front = _timed_front(front, config, journal, measurer, notify)
-        if not front:
-            raise SearchFailed("no network of the front is within the latency budget when it is measured again")
+            front = _timed_front(result.candidates, config, journal, measurer, notify)
         rows = _front_rows(front, config)
         _write_front(folder, rows)
     notify(
@@ -207,7 +204,7 @@ def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
         "data": evaluate.load_data(config.data, config.seed).fingerprint(),
         "recipes": {name: train.RECIPES[name].to_dict() for name in (config.recipe, config.parent_recipe)},
         # Latencies of another machine or kernel are not comparable with these.
-        "machine": {name: machine.facts()[name] for name in ("cpu", "isa", "kernel_version")},
+        "machine": {name: machine.facts()[name] for name in ("cpu", "isa", "kernel_version", "torch")},
         "config": config.identity(),
     }
     return Journal(folder / JOURNAL, meta=meta)
@@ -230,7 +227,7 @@ def open_measurer(config: WidthSearchConfig) -> WorkerPool:
     return WorkerPool(0 if config.workers == 0 else 1, timeout=config.timeout)
 
 
-def _check(config: WidthSearchConfig) -> None:
+def _check(folder: Path, config: WidthSearchConfig) -> None:
     """Names and limits that only data, models and recipes can judge, before anything is written."""
     from bitnas import train
 
@@ -238,6 +235,11 @@ def _check(config: WidthSearchConfig) -> None:
         name = getattr(config, setting)
         if name not in train.RECIPES:
             raise ValueError(f"{setting}: got {name!r}, wanted one of {', '.join(train.RECIPES)}")
+    cores = os.cpu_count() or 1
+    if config.needs_latency and config.latency_threads > cores:
+        raise ValueError(f"latency_threads: got {config.latency_threads}, wanted at most the {cores} CPUs there are")
+    if config.latency_source == TABLE and not (folder / LATENCY_TABLE).exists():
+        evaluate.table_check(config, config.latency_table)
     cheapest = evaluate.costs(config, evaluate.network_config(config, min(config.choices)))["flops"]
     least = cheapest / evaluate.unit_flops(config)
     if config.budget is not None and config.budget < least:
@@ -358,38 +360,56 @@ def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Geno
     return list(codes)
 
 
-def _latency_stage(config: WidthSearchConfig, reference_us: float | None) -> Stage:
+def _latency_stage(folder: Path, config: WidthSearchConfig, reference_us: float | None) -> Stage:
     if config.latency_source == TABLE:
-        return Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(),))
+        table = str(folder / LATENCY_TABLE)
+        return Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(), table), parallel=False)
     return Stage("latency", evaluate.time_candidate, (config.to_dict(), reference_us), parallel=False)
 
 
-def _stages(folder: Path, config: WidthSearchConfig, pool: Workers, reference_us: float | None) -> list[Stage]:
+def _stages(folder: Path, config: WidthSearchConfig, pool: Workers, unit: float | None) -> list[Stage]:
     """The latency first: what is beyond the budget need not be trained."""
     files = pool.share_files(folder, [PARENT] if config.inherit else [])
     train = Stage("train", evaluate.train_candidate, (config.to_dict(), files))
-    return [_latency_stage(config, reference_us), train] if config.needs_latency else [train]
+    return [_latency_stage(folder, config, unit), train] if config.needs_latency else [train]
+
+
+def _unit_latency(folder: Path, config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
+    """Us of the un-widened network, as this run's candidates get theirs: the unit of a latency term, and what timings
+    are put in proportion to."""
+    if config.latency_source == MEASURED:
+        return _reference_latency(config, journal, measurer)
+    return _latency_of_reference(_latency_stage(folder, config, None), config, journal, measurer)
 
 
 def _reference_latency(config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
-    """Us of the un-widened network: the unit of a latency term, and what timings of candidates are put in proportion
-    to."""
+    """Us that the un-widened network took when it was first asked for."""
+    stage = Stage("reference-latency", evaluate.time_alone, (config.to_dict(),), parallel=False)
+    return _latency_of_reference(stage, config, journal, measurer)
+
+
+def _latency_of_reference(stage: Stage, config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
     genome = evaluate.reference(config)
     key = evaluate.architecture_key(config, genome)
-    stage = _latency_stage(config, None)
-    if stage.name == "latency":
-        stage = Stage("reference-latency", evaluate.time_alone, (config.to_dict(),), parallel=False)
     record, _ = next(run_tasks([(key, genome)], stage, journal, measurer))
     if not record.ok:
         raise SearchFailed(f"the un-widened network has no latency to compare with: {record.reason}")
     return record.metrics["latency_us"]
 
 
-def _table_check(config: WidthSearchConfig, notify: Progress) -> dict[str, Any] | None:
-    """How true the device table was found, if this run uses it; warns where that is not known or not good."""
-    if config.latency_source != TABLE or not config.needs_latency:
+def _table_check(folder: Path, config: WidthSearchConfig, notify: Progress) -> dict[str, Any] | None:
+    """How true the device table was found, if this run uses it; warns where that is not known or not good.
+
+    The run keeps a copy of the table, so that building or checking it again changes nothing here.
+    """
+    if config.latency_source != TABLE:
         return None
-    check = evaluate.table_check(config)
+    copy = folder / LATENCY_TABLE
+    if not copy.exists():
+        from bitnas.cost.device_table import copy_table
+
+        copy_table(config.latency_table, copy)
+    check = evaluate.table_check(config, str(copy))
     if check is None:
         notify({"event": "warning", "message": "the latency table was never checked; run `bitnas latency check`"})
         return None
@@ -493,45 +513,70 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
 
 
 def _timed_front(
-    front: list[Candidate], config: WidthSearchConfig, journal: Journal, measurer: WorkerPool, notify: Progress
+    candidates: Sequence[Candidate], config: WidthSearchConfig, journal: Journal, measurer: WorkerPool, notify: Progress
 ) -> list[Candidate]:
-    """The front with every member measured whole, in turns with the others; without those that this removes.
+    """The front with every member measured whole, in turns with the others.
 
-    What the search selected by stays beside it as `searched_latency_us`.
+    What turns out to be over the budget leaves the front to those that it kept off. What the search selected by stays
+    beside the new latency and fitness as `searched_latency_us` and `searched_fitness`.
     """
-    fresh = [candidate for candidate in front if journal.get(candidate.key, FRONT_STAGE) is None]
-    if fresh:
-        notify({"event": "front_timing", "networks": len(fresh)})
-        for candidate, metrics in zip(fresh, _time_together(fresh, config, measurer), strict=True):
-            fields = {"key": candidate.key, "genome": candidate.genome, "stage": FRONT_STAGE}
-            if isinstance(metrics, Failure):
-                notify({"event": "warning", "message": f"a network of the front was not timed: {metrics.reason}"})
-                journal.add(Record.failure(metrics.reason, generation=candidate.generation, **fields))
-            else:
-                journal.add(Record.of(metrics, generation=candidate.generation, **fields))
-    timed = []
-    for candidate in front:
-        record = journal.get(candidate.key, FRONT_STAGE)
-        assert record is not None
-        searched = candidate.metrics.get("latency_us")
-        before = {} if searched is None else {"searched_latency_us": searched}
-        kept = {name: value for name, value in candidate.metrics.items() if not name.startswith("latency_")}
-        metrics = {**(kept if record.ok else candidate.metrics), **record.metrics, **before}
-        if evaluate.beyond_budget(config, metrics) is None:
-            timed.append(dataclasses.replace(candidate, metrics=metrics))
-    return front_of(timed, config.front_objectives()) if config.needs_latency else timed
+    reference_us: float | None = None
+    left = {candidate.key: candidate for candidate in reversed(candidates) if candidate.status == "ok"}
+    while left:
+        front = front_of(list(left.values()), config.front_objectives())
+        fresh = [candidate for candidate in front if journal.get(candidate.key, FRONT_STAGE) is None]
+        if reference_us is None:
+            reference_us = _reference_latency(config, journal, measurer)
+        if fresh:
+            notify({"event": "front_timing", "networks": len(fresh)})
+            for candidate, metrics in zip(fresh, _time_front(fresh, config, measurer, reference_us), strict=True):
+                fields = {"key": candidate.key, "genome": candidate.genome, "stage": FRONT_STAGE}
+                if isinstance(metrics, Failure):
+                    notify({"event": "warning", "message": f"a network of the front was not timed: {metrics.reason}"})
+                    journal.add(Record.failure(metrics.reason, generation=candidate.generation, **fields))
+                else:
+                    journal.add(Record.of(metrics, generation=candidate.generation, **fields))
+        timed = [_with_final_latency(candidate, config, journal, reference_us) for candidate in front]
+        over = [one.key for one in timed if evaluate.beyond_budget(config, one.metrics) is not None]
+        if not over:
+            return front_of(timed, config.front_objectives()) if config.needs_latency else timed
+        for key in over:
+            del left[key]
+    raise SearchFailed(
+        f"no network is within the latency budget of {config.latency_budget} us when it is measured whole; allow more"
+    )
 
 
-def _time_together(
-    front: list[Candidate], config: WidthSearchConfig, measurer: WorkerPool
+def _with_final_latency(
+    candidate: Candidate, config: WidthSearchConfig, journal: Journal, reference_us: float
+) -> Candidate:
+    record = journal.get(candidate.key, FRONT_STAGE)
+    assert record is not None
+    if not record.ok:
+        return candidate
+    before = {
+        f"searched_{name}": candidate.metrics[name]
+        for name in ("latency_us", "fitness")
+        if name in candidate.metrics and (name != "fitness" or config.latency_weight)
+    }
+    kept = {name: value for name, value in candidate.metrics.items() if not name.startswith("latency_")}
+    metrics = {**kept, **record.metrics, **before}
+    if config.latency_weight:
+        metrics |= evaluate.derived(config, metrics, reference_us)
+    return dataclasses.replace(candidate, metrics=metrics)
+
+
+def _time_front(
+    front: Sequence[Candidate], config: WidthSearchConfig, measurer: WorkerPool, reference_us: float
 ) -> list[dict[str, float] | Failure]:
     genomes, settings = [candidate.genome for candidate in front], config.to_dict()
-    found = next(iter(measurer.run(evaluate.time_together, [(genomes, settings)])))[1]
+    found = next(iter(measurer.run(evaluate.time_front, [(genomes, settings, reference_us)])))[1]
     if not isinstance(found, Failure):
         return found
     # One that crashes or hangs must not take the others' places: each alone.
-    alone = {i: result for i, result, _ in measurer.run(evaluate.time_alone, [(g, settings) for g in genomes])}
-    return [alone[i] for i in range(len(front))]
+    tasks = [(genome, settings, reference_us) for genome in genomes]
+    alone = {index: result for index, result, _ in measurer.run(evaluate.time_candidate, tasks)}
+    return [alone[index] for index in range(len(front))]
 
 
 def _front_rows(front: list[Candidate], config: WidthSearchConfig) -> list[dict[str, Any]]:
