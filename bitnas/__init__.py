@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "create_model": "bitnas.models",
     "list_models": "bitnas.models",
+    "load_model": "bitnas.models",
     "count": "bitnas.cost",
     "measure_latency": "bitnas.cost",
     "freeze": "bitnas.packed",

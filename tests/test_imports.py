@@ -21,7 +21,7 @@ ALLOWED = {
     "ops": {"_library"},
     "nn": {"ops"},
     "packed": {"reference", "files", "ops", "nn"},
-    "models": {"ops", "nn", "packed"},
+    "models": {"files", "ops", "nn", "packed"},
     "cost": {"files", "ops", "reference", "nn", "packed", "models"},
     "data": {"files"},
     "train": {"files", "data"},

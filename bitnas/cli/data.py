@@ -147,6 +147,10 @@ def _print_check(result: dict[str, Any]) -> None:
     extent = "" if result["test_images"] is None else f", {result['test_images']:,} of them the test part"
     typer.echo(f"images      {result['images']:,}{extent}")
     typer.echo(f"classes     {len(counts)}, of {min(counts):,} to {max(counts):,} images")
+    shown = ", ".join(list(result["classes"])[:_SHOWN])
+    typer.echo(f"named       {shown}{', ...' if len(counts) > _SHOWN else ''}")
+    if "channels" in result:
+        typer.echo(f"channels    {result['channels']}")
     for label in ("height", "width"):
         if result[label]:
             low, middle, high = result[label]
@@ -158,6 +162,8 @@ def _print_check(result: dict[str, Any]) -> None:
         typer.echo(f"speed       {result['images'] / result['seconds']:,.0f} images/s")
     if result["skipped"]:
         typer.echo(f"left out    {result['skipped']:,}, named in bitnas-skip.json")
+    for note in result["notes"]:
+        typer.echo(f"note        {note}")
     _print_some("ignored", result.get("ignored", []))
     _print_some("empty", result["empty_classes"])
     _print_some("bad", [f"{bad['file']}: {bad['reason']}" for bad in result["bad"]])

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..data import Source
     from ..train import Epoch, Recipe
 
-MODEL_FORMAT = "bitnas-model-1"
 CHECKPOINT = "train.ckpt.safetensors"
 
 
@@ -32,13 +31,28 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; one for each core, up to 8.")] = None,
     ratios: Annotated[str | None, typer.Option(help="Width ratios with commas; one number stands for all.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Training recipe. Default: one that fits the data set.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs. Default of this and the next: the recipe's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs; milestones move with them. Default of this and the next: the recipe's.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step, of all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of convolutions and linear layers.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of the rate: constant, cosine, or steps.")] = None,
+    milestones: Annotated[
+        str | None, typer.Option(help="For steps: epochs with commas, before which the rate drops.")
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="For steps: factor of a drop.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="Epochs over which the rate rises from 0.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
+    shift: Annotated[int | None, typer.Option(help="Move images at random by up to so many pixels.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images; not for text or signs.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Cut out a random share of the area between two, such as 0.08,1; or none.")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Longest gradient; 0 for any.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights; 0 for none.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Micro-batches that a step is cut into.")] = None,
@@ -65,16 +79,23 @@ def train(
     starts them: torchrun --nproc-per-node 2 -m bitnas train ... Writes DIR/model.safetensors (float),
     DIR/frozen.safetensors (packed), DIR/train.json, DIR/log.csv, and DIR/tensorboard if that is installed.
     """
-    from .output import floats, interruptible, print_json
+    from .output import floats, integers, interruptible, print_json
 
     changes = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
         "optimizer": optimizer,
+        "momentum": momentum,
         "weight_decay": weight_decay,
+        "schedule": schedule,
+        "milestones": integers("--milestones", milestones),
+        "gamma": gamma,
         "warmup_epochs": warmup_epochs,
         "label_smoothing": label_smoothing,
+        "shift": shift,
+        "flip": flip,
+        "crop": None if crop == "none" else floats("--crop", crop),
         "clip_norm": clip_norm,
         "ema": ema,
         "accumulate": accumulate,
@@ -91,7 +112,11 @@ def train(
             data_options={"root": data_root, "size": size, "workers": workers},
             ratios=code[0] if code is not None and len(code) == 1 else code,
             recipe=recipe,
-            changes={name: value for name, value in changes.items() if value is not None},
+            changes={
+                name: value
+                for name, value in changes.items()
+                if value is not None or (name == "crop" and crop == "none")
+            },
             val_share=val_share,
             base_width=base_width,
             scheme=scheme,
@@ -143,13 +168,13 @@ def train_to_folder(
 
     Accuracy is a fraction, sizes are bytes. `changes` are settings of the recipe, `data_options` of `bitnas.data.load`.
     """
-    import dataclasses
     from contextlib import nullcontext
 
     import torch
 
     from .. import __version__, create_model
     from .. import data as datasets
+    from ..data.check import class_names, preprocessing
     from ..methods.width import preset
     from ..train import RECIPES, distributed, evaluate, folder
 
@@ -167,8 +192,9 @@ def train_to_folder(
         # Presets know data sets by name; of the others, large images are cropped as ImageNet's are.
         large = defaults.recipe == "shen2019-cifar10" and min(dataset.input_size[1:]) > 64
         name = recipe or ("shen2019-imagenet" if large else defaults.recipe)
-        settings = dataclasses.replace(RECIPES[name], **changes)
-        parts = _parts(dataset, val_share, seed)
+        settings = changed_recipe(RECIPES[name], changes)
+        share = _share(dataset, val_share)
+        parts = _parts(dataset, share, seed)
         torch.manual_seed(seed)
         network: nn.Module = create_model(
             model,
@@ -194,6 +220,13 @@ def train_to_folder(
                     {"bitnas": __version__, "torch": torch.__version__, "command": _command()},
                     out / CHECKPOINT,
                 )
+            if first:
+                lines = [
+                    network_line(config, data, dataset, parts),
+                    recipe_line(name, RECIPES[name], settings, len(parts["train"]), place.type, processes),
+                    *(f"note: {note}" for note in dataset.notes),
+                ]
+                _say(lines, settings, len(parts["train"]))
             _fit(network.to(place), parts, settings, out, seed=seed, checkpoint_every=checkpoint_every, speak=first)
             accuracy = evaluate(network, parts["test"])
             if not first:
@@ -206,23 +239,108 @@ def train_to_folder(
                 {
                     "network": config.to_dict(),
                     "data": data,
+                    "classes": class_names(dataset),
+                    "preprocessing": preprocessing(dataset),
+                    "parts": {part: len(parts[part]) if part in parts else 0 for part in ("train", "val", "test")},
+                    "val_share": share,
                     "seed": seed,
                     "recipe": {"name": name, **settings.to_dict()},
                     "processes": processes,
+                    "threads": torch.get_num_threads(),
+                    "notes": list(dataset.notes),
                 },
             )
 
 
-def _parts(dataset: Source, val_share: float | None, seed: int) -> dict[str, Source]:
-    """The data set's train, val and test parts by name; without val if its share is 0."""
-    if val_share is None and dataset.test is None:
-        splits = dataset.split(seed=seed)
-    else:
-        share = 0.1 if val_share is None else val_share
-        if not 0 <= share < 1:
-            raise ValueError(f"--val-share must be at least 0 and below 1, got {share}")
-        splits = dataset.split(0.8 * (1 - share), 0.8 * share, 0.2, seed=seed)
+def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with the settings that were asked for: its milestones move with the epochs, and a schedule brings or
+    drops them.
+    """
+    import dataclasses
+
+    changes = dict(changes)
+    recipe = recipe.for_epochs(changes.pop("epochs", recipe.epochs))
+    if "milestones" in changes:
+        changes.setdefault("schedule", "steps")
+    elif changes.get("schedule", "steps") != "steps":
+        changes["milestones"] = ()
+    return dataclasses.replace(recipe, **changes)
+
+
+def _share(dataset: Source, val_share: float | None) -> float:
+    """The part of the images outside the test part that validates."""
+    share = val_share if val_share is not None else 0.25 if dataset.test is None else 0.1
+    if not 0 <= share < 1:
+        raise ValueError(f"--val-share must be at least 0 and below 1, got {share}")
+    return share
+
+
+def _parts(dataset: Source, val_share: float, seed: int) -> dict[str, Source]:
+    """The data set's train, val and test parts by name; without val if it gets no image."""
+    splits = dataset.split(0.8 * (1 - val_share), 0.8 * val_share, 0.2, seed=seed)
+    if not len(splits.test):
+        raise ValueError(
+            f"{dataset.name}: "
+            + ("its test part holds no image" if dataset.test is not None else "a fifth of its images is the test part")
+            + f", got {len(dataset)} images; give more"
+        )
+    if not len(splits.train):
+        raise ValueError(
+            f"{dataset.name}: of {len(dataset)} images, {len(splits.test)} are for the test and {len(splits.val)} for "
+            f"validation, none is left to train on; give more, or a --val-share below {val_share:g}"
+        )
     return {name: dataset.subset(part) for name, part in splits._asdict().items() if len(part)}
+
+
+def network_line(config: Any, data: str, dataset: Source, parts: Mapping[str, Source]) -> str:
+    """What is trained on what."""
+    words = {"train": "to train on", "val": "to validate", "test": "to test"}
+    sizes = ", ".join(f"{len(parts[name]):,} {use}" for name, use in words.items() if name in parts)
+    ratios = ",".join(f"{ratio:g}" for ratio in config.ratios)
+    shape = "x".join(map(str, dataset.input_size))
+    return (
+        f"{config.name}  base width {config.base_width:g}, ratios {ratios}, on {data}: {sizes}; {shape} in "
+        f"{dataset.num_classes} classes"
+    )
+
+
+def recipe_line(name: str, known: Recipe, recipe: Recipe, images: int, device: str, processes: int) -> str:
+    """How it is trained: what the recipe's name does not say by itself, and milestones that moved with the epochs."""
+    import math
+
+    import torch
+
+    schedule = recipe.schedule
+    if recipe.milestones:
+        schedule = f"x{recipe.gamma:g} at epoch {', '.join(map(str, recipe.milestones))}"
+    if recipe.epochs != known.epochs and known.milestones and recipe.milestones != known.milestones:
+        schedule += f" (for {', '.join(map(str, known.milestones))} of {known.epochs})"
+    steps = math.ceil(images / recipe.batch_size)
+    words = [
+        f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]} of {steps:,} step{'s'[: steps > 1]} of up to "
+        f"{recipe.batch_size} images",
+        f"{recipe.optimizer} {recipe.lr:g}",
+        schedule,
+        *(f"{setting} {getattr(recipe, setting):g}" for setting in ("warmup_epochs", "ema", "shift")
+          if getattr(recipe, setting)),
+        *(["flip"] if recipe.flip else []),
+        *([f"crop {recipe.crop[0]:g} to {recipe.crop[1]:g}"] if recipe.crop else []),
+    ]  # fmt: skip
+    threads = torch.get_num_threads()
+    place = f"{threads} thread{'s'[: threads > 1]} on {device}" + (f", {processes} processes" if processes > 1 else "")
+    return f"recipe {name}: {', '.join(words)}; {place}"
+
+
+def _say(lines: list[str], recipe: Recipe, images: int) -> None:
+    """What is known before the first step, on stderr."""
+    import math
+
+    from ..train.average import too_long
+    from .output import console
+
+    warning = too_long(recipe, recipe.epochs * math.ceil(images / recipe.batch_size))
+    for line in [*lines, *([f"warning: {warning}"] if warning else [])]:
+        console(stderr=True).print(line, markup=False)
 
 
 def _fit(
@@ -293,10 +411,12 @@ def _finish(network: nn.Module, test: Source, accuracy: float, out: Path, facts:
     import torch
 
     from .. import count, freeze, save, verify
-    from ..files import save_tensors, write_json_atomic
+    from ..files import write_json_atomic
+    from ..models import save_model
     from ..packed import packed_bytes
 
-    save_tensors(out / "model.safetensors", network.state_dict(), {"format": MODEL_FORMAT, "network": facts["network"]})
+    kept = {name: facts[name] for name in ("data", "classes", "preprocessing")}
+    save_model(network, out / "model.safetensors", kept)
     frozen = freeze(network)
     save(frozen, out / "frozen.safetensors")
     costs = count(network, test.input_size)

@@ -42,7 +42,7 @@ def check_folder(
 
     Returns JSON values: `images`, `test_images`, `classes` (name to count), `empty_classes`, `formats`, `modes`,
     `height` and `width` (smallest, median, largest), `bytes`, `bad` (`{"file", "reason"}`), `ignored`, `skipped`,
-    `skip_file`, `seconds`.
+    `skip_file`, `notes`, `seconds`.
     """
     found = folder.scan(root)
     table = found.table
@@ -93,15 +93,16 @@ def check_folder(
         "ignored": [places.shown(name) for name in found.ignored[:_SHOWN]],
         "skipped": len(found.skipped_names),
         "skip_file": skip_file,
+        "notes": list(found.notes),
         "seconds": seconds,
     }
 
 
 def describe(source: Source) -> dict[str, Any]:
     """The same of a data set whose images are decoded already: `images`, `test_images`, `classes`, `height`, `width`,
-    `channels`, `dtype`. Reading it has checked it.
+    `channels`, `dtype`, `notes`. Reading it has checked it.
     """
-    names = getattr(source, "classes", None) or tuple(str(label) for label in range(source.num_classes))
+    names = class_names(source)
     counts = torch.bincount(source.labels, minlength=source.num_classes).tolist()
     channels, height, width = source.input_size
     return {
@@ -116,6 +117,30 @@ def describe(source: Source) -> dict[str, Any]:
         "dtype": str(source.images.dtype).removeprefix("torch.") if isinstance(source, Dataset) else "uint8",
         "bad": [],
         "skipped": source.skipped if isinstance(source, LazySource) else 0,
+        "notes": list(source.notes),
+    }
+
+
+def class_names(source: Source) -> list[str]:
+    """What the labels stand for, in their order; numbers where the data set has no names."""
+    return list(getattr(source, "classes", None) or map(str, range(source.num_classes)))
+
+
+def preprocessing(source: Source) -> dict[str, Any]:
+    """What becomes of an image before a network sees it, as JSON values, in this order.
+
+    `view`: the square in the middle whose side is this share of the short one is resized to `input_size` (`[C, H, W]`);
+    None leaves the image. Then values are divided by `divided_by`, and (x - `mean`) / `std` for each channel; None
+    leaves them.
+    """
+    floats = isinstance(source, Dataset) and source.images.dtype == torch.float32
+    mean, std = getattr(source, "mean", None), getattr(source, "std", None)
+    return {
+        "input_size": list(source.input_size),
+        "view": getattr(source, "view", None),
+        "divided_by": 1 if floats else 255,
+        "mean": None if mean is None else list(mean),
+        "std": None if std is None else list(std),
     }
 
 

@@ -26,6 +26,7 @@ class Dataset(Source):
         mean, std: one number per channel; a batch is (image - mean) / std. None leaves the images as they are.
         test: sorted int64 indices of the data set's own test part, or None.
         classes: what the classes are called, or None.
+        notes: lines for the user.
 
     Raises:
         TypeError: a tensor has another dtype.
@@ -41,6 +42,7 @@ class Dataset(Source):
     std: tuple[float, ...] | None = None
     test: Tensor | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.float32, torch.uint8):

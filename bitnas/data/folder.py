@@ -33,6 +33,16 @@ _USUAL_SIZE = 224
 _SMALL = 128  # square images up to this are taken as they are
 _LOOKED_AT = 64  # images whose size, and whose contents for the fingerprint, stand for all
 _NAMED = 10  # in an error
+# What folders are called that hold a part of a data set rather than a class; any case.
+_ROLES = {
+    b"train": "train",
+    b"training": "train",
+    b"val": "val",
+    b"valid": "val",
+    b"validation": "val",
+    b"test": "test",
+    b"testing": "test",
+}
 
 
 class Found(NamedTuple):
@@ -47,6 +57,7 @@ class Found(NamedTuple):
         bad: names under the root with the reason why they are no image: empty files, broken links.
         ignored: names of files that are no images.
         skipped_names: names of images that the skip file leaves out.
+        notes: lines about what was decided for the user.
     """
 
     table: FileTable
@@ -57,6 +68,7 @@ class Found(NamedTuple):
     bad: list[tuple[bytes, str]]
     ignored: list[bytes]
     skipped_names: list[bytes]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,9 @@ def read(
 ) -> LazySource:
     """The images of `root/CLASS/...`, or of `root/train/CLASS/...` with `root/val/CLASS/...` as the test part.
 
-    Labels follow the names of the class folders, sorted as bytes. Folders inside a class folder belong to it.
+    Labels follow the names of the class folders, sorted as bytes. Folders inside a class folder belong to it. The parts
+    may be called train or training; val, valid or validation; test or testing; in any case. Where there are all three,
+    test is the test part and the images of val are training images; the source's `notes` say so.
 
     Args:
         root: the folder.
@@ -138,7 +152,8 @@ def read(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: there are no class folders, one holds no images, or files in it cannot be images; it names them.
+        ValueError: there are no class folders, one holds no images, files in it cannot be images, or folders that look
+            like parts of a data set leave open what is to be done; it names them.
         CorruptFileError: the skip file is damaged.
     """
     if channels not in (1, 3):
@@ -171,6 +186,7 @@ def read(
         test=torch.from_numpy(np.flatnonzero(found.test)) if found.has_test else None,
         classes=found.classes,
         skipped=len(found.skipped_names),
+        notes=found.notes,
         workers=default_workers() if workers is None else workers,
     )
 
@@ -180,15 +196,15 @@ def scan(root: Path) -> Found:
     if not root.is_dir():
         raise FileNotFoundError(f"{places.shown(root)}: no such folder; it should hold a folder of images per class")
     base = os.fsencode(root.absolute())
-    parts = _parts(base)
-    classes = sorted({entry for part, _ in parts for entry in _folders(os.path.join(base, part))})
-    known = set(_folders(os.path.join(base, parts[0][0])))
-    strange = [places.shown(entry) for entry in classes if entry not in known]
-    if strange:
-        raise ValueError(
-            f"{places.shown(root)}: {places.shown(parts[1][0])}/ has classes that {places.shown(parts[0][0])}/ lacks: "
-            f"{', '.join(strange[:_NAMED])}"
-        )
+    parts, notes = _parts(base)
+    classes = sorted(_folders(os.path.join(base, parts[0][0])))
+    for part, _ in parts[1:]:
+        strange = sorted(set(_folders(os.path.join(base, part))).difference(classes))
+        if strange:
+            raise ValueError(
+                f"{places.shown(root)}: {places.shown(part)}/ has classes that {places.shown(parts[0][0])}/ lacks: "
+                f"{_listed(strange)}"
+            )
     if len(classes) < 2:
         raise ValueError(
             f"{places.shown(root)}: wanted a folder of images for each of two or more classes, or train/ and val/ with "
@@ -224,10 +240,11 @@ def scan(root: Path) -> Found:
         labels=np.array(labels, np.int64),
         test=np.array(test, bool),
         classes=tuple(places.shown(folder) for folder in classes),
-        has_test=len(parts) > 1,
+        has_test=any(is_test for _, is_test in parts),
         bad=bad,
         ignored=ignored,
         skipped_names=skipped,
+        notes=notes,
     )
 
 
@@ -251,20 +268,69 @@ def _skipped_names(base: bytes) -> set[bytes]:
         ) from error
 
 
-def _parts(base: bytes) -> list[tuple[bytes, bool]]:
-    """Folders of class folders under the root, and whether each is the test part; the root alone is `b""`."""
-    if not _folders(os.path.join(base, b"train")):
-        return [(b"", False)]
-    tests = [part for part in (b"val", b"test") if _folders(os.path.join(base, part))]
-    if len(tests) > 1:
+def _parts(base: bytes) -> tuple[list[tuple[bytes, bool]], tuple[str, ...]]:
+    """Folders of class folders under the root, and whether each is the test part; the root alone is `b""`. And notes.
+
+    A folder that would be left out, or be a class and a part at once, is refused rather than guessed about: a training
+    on half of the images, or one that tells "Test" from "Train", looks like any other.
+    """
+    where = places.shown(base)
+    entries = sorted(_folders(base))
+    roles: dict[str, bytes] = {}
+    for entry in entries:
+        role = _ROLES.get(entry.lower())
+        if role in roles:
+            raise ValueError(f"{where}: {_listed([roles[role], entry])} are the same part; join them or move one away")
+        if role is not None:
+            roles[role] = entry
+    sorted_in = {role: bool(_folders(os.path.join(base, part))) for role, part in roles.items()}
+    if not sorted_in.get("train"):
+        if entries and len(roles) == len(entries):
+            raise ValueError(
+                f"{where}: {_listed(entries)}: these are parts of a data set, not classes; wanted class folders in "
+                "train/, and in val/ or test/ if there is a test part"
+            )
+        return [(b"", False)], ()
+    train = roles["train"]
+    others = [entry for entry in entries if entry not in roles.values() and _has_images(os.path.join(base, entry))]
+    if others:
         raise ValueError(
-            f"{places.shown(base)}: has train/, val/ and test/; wanted one test part beside train/, so move one away"
+            f"{where}: {places.shown(train)}/ has class folders, so the images in {_listed(others)} beside it would be "
+            f"left out. Move those away; or, if {places.shown(train)} is itself a class, name it otherwise"
         )
-    if not tests and os.path.isdir(os.path.join(base, b"val")):
+    if "val" in roles and not sorted_in["val"] and (not sorted_in.get("test") or _has_images(base, roles["val"])):
         raise ValueError(
-            f"{places.shown(base)}: val/ has no class folders; sort its images into folders named as those of train/"
+            f"{where}: {places.shown(roles['val'])}/ has no class folders; sort its images into folders named as those "
+            f"of {places.shown(train)}/"
         )
-    return [(b"train", False), *((part, True) for part in tests)]
+    parts, notes = [(train, False)], []
+    if sorted_in.get("val"):
+        parts.append((roles["val"], not sorted_in.get("test")))
+        if sorted_in.get("test"):
+            notes.append(
+                f"{places.shown(roles['test'])}/ is the test part; the images of {places.shown(roles['val'])}/ are "
+                f"training images, as those of {places.shown(train)}/"
+            )
+    if sorted_in.get("test"):
+        parts.append((roles["test"], True))
+    elif "test" in roles and _has_images(base, roles["test"]):
+        notes.append(f"{places.shown(roles['test'])}/ is left out: its images are in no class folders")
+    return parts, tuple(notes)
+
+
+def _has_images(*path: bytes) -> bool:
+    """Whether there is a file anywhere below that is called like an image."""
+    return any(
+        name.lower().endswith(ENDINGS) and not _hidden(name)
+        for _, _, files in os.walk(os.path.join(*path))
+        for name in files
+    )
+
+
+def _listed(names: list[bytes]) -> str:
+    """Names of folders for an error, the first of them."""
+    shown = ", ".join(f"{places.shown(name)}/" for name in names[:_NAMED])
+    return f"{shown}, ..." if len(names) > _NAMED else shown
 
 
 def _folders(path: bytes) -> list[bytes]:

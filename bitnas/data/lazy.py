@@ -64,6 +64,7 @@ class LazySource(Source):
         classes: what the classes are called.
         skipped: images that were left out because they cannot be read.
         workers: threads that make images.
+        notes: lines for the user.
 
     Raises ValueError naming what is wrong.
     """
@@ -82,12 +83,14 @@ class LazySource(Source):
     classes: tuple[str, ...] = field(default=(), repr=False)
     skipped: int = 0
     workers: int = 1
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"num_classes of {self.name} must be at least 2, got {self.num_classes}")
-        if self.size < 1 or self.workers < 1:
-            raise ValueError(f"size and workers of {self.name} must be at least 1, got {self.size} and {self.workers}")
+        for setting, value in (("size", self.size), ("workers", self.workers)):
+            if value < 1:
+                raise ValueError(f"{setting} of {self.name} must be at least 1, got {value}")
         if not 0 < self.view <= 1:
             raise ValueError(f"view of {self.name} must be in (0, 1], got {self.view}")
 

@@ -57,12 +57,16 @@ class PackedStore:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a safetensors file carries a SHA-256 of itself, as these do and files by other means do not."""
+    """Whether a safetensors file is one of bitnas, by its format or by the SHA-256 that it carries of itself.
+
+    Either is enough, so that damage to one of them does not make it a file that nobody checks.
+    """
     try:
         with open(path, "rb") as file:
-            return "sha256" in _header(path, file)[0].get("__metadata__", {})
+            entries = _header(path, file)[0].get("__metadata__", {})
     except CorruptFileError:
         return False
+    return "sha256" in entries or str(entries.get("format")).startswith("bitnas-")
 
 
 def read(path: Path, *, size: int | None = None, workers: int | None = None, verify: bool = True) -> LazySource:
@@ -86,6 +90,8 @@ def read(path: Path, *, size: int | None = None, workers: int | None = None, ver
     if entries.get("format") != FORMAT:
         raise CorruptFileError(path, f"its format is {entries.get('format')!r}, expected {FORMAT!r}")
     try:
+        if not isinstance(entries.get("sha256"), str):
+            raise ValueError("it holds no SHA-256 of itself, so it cannot be checked")
         facts, digest = json.loads(entries["metadata"]), entries["sha256"]
         tensors = {name: _mapped(path, start, header[name]) for name in ("images", "labels", "test") if name in header}
         images, labels = tensors["images"], torch.from_numpy(tensors["labels"].copy())
@@ -289,14 +295,25 @@ def _only_writer(part: Path) -> Iterator[BinaryIO]:
     """The unfinished file, opened for reading and writing, locked against a second writer."""
     import fcntl
 
-    with open(part, "a+b"):
-        pass
-    with open(part, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{part}: another process is packing into it; wait for it") from None
-        yield file
+    while True:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(f"{part}: another process is packing into it; wait for it") from None
+            # Another writer may have finished between the two lines above: what is locked is then its whole file,
+            # under its final name.
+            if not _is_file_at(file, part):
+                continue
+            yield file
+            return
+
+
+def _is_file_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _resumed(

@@ -21,8 +21,9 @@ def not_found(name: str, root: Path | None, wanted: Sequence[str]) -> FileNotFou
     """The error that says where `name` was looked for and what would have been taken."""
     looked = ", ".join(str(base.absolute()) for base in bases(root))
     return FileNotFoundError(
-        f"{name} was not found in {looked}; wanted there {', or '.join(wanted)}. Give the folder as root=, or in the "
-        f"environment variable {VARIABLE}, or put the data in ./data"
+        f"{name} was not found in {looked}; wanted there {', or '.join(wanted)}. Put the data in ./data, or name "
+        f"the folder in the environment variable {VARIABLE}, or as root= (--data-root of `bitnas train`, --root of "
+        "`bitnas data`)"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitnas.data.source import Source
+from bitnas.data.source import Source, checked_seed
 
 
 class Entry(NamedTuple):
@@ -51,7 +51,7 @@ def load(
 
     Args:
         name: one of `list_datasets()`; or the path of a folder that has a folder of images for each class, or has
-            train/ and val/ (or test/) with such folders, the second being the `test` part; or the path of a
+            train/ and val/ (or test/, or both) with such folders, the last being the `test` part; or the path of a
             `.safetensors` file, either one that `bitnas data pack` wrote or one with your own data: tensors `images`
             (`[N, C, H, W]`, float32 and already normalised, or uint8) and `labels` (int64 `[N]`, from 0).
             `NAME:50` is short for `per_class=50`.
@@ -69,6 +69,7 @@ def load(
         FileNotFoundError: the files are not there; the message says where they were looked for.
         ModuleNotFoundError: a package that carries the data is missing; the message says how to install it.
     """
+    checked_seed(seed)
     base = None if root is None else Path(root)
     if per_class is None:
         name, per_class = _split_name(name, base)

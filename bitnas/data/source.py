@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Source(abc.ABC):
         name: what it is called in reports.
         seed: what `split` and `folds` use when they are given no seed.
         test: sorted int64 indices of the images that the data set's authors set aside, or None if they did not.
+        notes: lines for the user, on what reading it decided or found odd.
     """
 
     labels: Tensor
@@ -41,6 +42,7 @@ class Source(abc.ABC):
     name: str
     seed: int
     test: Tensor | None
+    notes: tuple[str, ...] = ()
 
     @property
     @abc.abstractmethod
@@ -133,12 +135,21 @@ class Source(abc.ABC):
 
     def _shuffled_classes(self, seed: int | None) -> list[Tensor]:
         """The indices of each class, shuffled, without the `test` part."""
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        generator = torch.Generator().manual_seed(checked_seed(self.seed if seed is None else seed))
         order = torch.randperm(len(self), generator=generator)
         if self.test is not None:
             order = order[~torch.isin(order, self.test)]
         labels = self.labels[order]
         return [order[labels == label] for label in range(self.num_classes)]
+
+
+def checked_seed(seed: int) -> int:
+    """The seed, if it is one that every generator takes. Raises TypeError or ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):  # NumPy's integers are fine
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if not 0 <= seed.__index__() < 1 << 63:
+        raise ValueError(f"seed must be at least 0 and below 2^63, got {seed}")
+    return seed.__index__()
 
 
 def _share(fraction: float, count: int) -> int:

@@ -12,15 +12,18 @@ from bitnas.models.registry import (
     register_code,
     widths,
 )
+from bitnas.models.saved import load_model, save_model
 
 __all__ = [
     "ModelConfig",
     "create_model",
     "create_model_from_config",
     "list_models",
+    "load_model",
     "make_config",
     "num_ratios",
     "register",
     "register_code",
+    "save_model",
     "widths",
 ]

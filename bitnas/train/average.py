@@ -8,6 +8,7 @@ the last weights (mean of two seeds).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,11 +28,23 @@ def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
 
 
+def too_long(recipe: Recipe, steps: int) -> str | None:
+    """What to tell the user if the average remembers more than a quarter of a run of so many steps, else None."""
+    if not recipe.ema or 1 / (1 - recipe.ema) <= steps / 4:
+        return None
+    most = max(0.0, math.floor(1e4 * (1 - 4 / steps)) / 1e4)
+    return (
+        f"ema {recipe.ema:g} averages over about {1 / (1 - recipe.ema):,.0f} steps, and the run has {steps:,}: it ends "
+        f"near the first weights. Choose {f'at most {most:g}, or ' if most else ''}0 for none"
+    )
+
+
 @torch.no_grad()
 def measure_batch_norm(model: nn.Module, data: Source, batches: Sequence[Tensor], device: torch.device) -> None:
     """Replace the running statistics of every batch norm by means over `batches` (indices), not augmented.
 
-    At most the first 100 are used; processes that train together share them. Dropout is off.
+    At most the first 100 are used; processes that train together share them, a number that is a multiple of theirs.
+    Dropout is off.
     """
     layers = [
         layer
@@ -40,8 +53,9 @@ def measure_batch_norm(model: nn.Module, data: Source, batches: Sequence[Tensor]
     ]
     if not layers:
         return
-    used = batches[:_BATCHES]
-    own = distributed.share(used)
+    # As many batches for each process: synchronised batch norm waits for the others in each of them.
+    processes, used = distributed.process_count(), batches[:_BATCHES]
+    own = distributed.share(used[: len(used) // processes * processes]) or used
     momenta = [layer.momentum for layer in layers]
     was_training = model.training
     model.eval()
@@ -54,6 +68,6 @@ def measure_batch_norm(model: nn.Module, data: Source, batches: Sequence[Tensor]
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         for statistic in (layer.running_mean, layer.running_var):
-            if distributed.process_count() > 1 and statistic is not None:
-                distributed.add_up(statistic.mul_(len(own) / len(used)))
+            if processes > 1 and statistic is not None:
+                distributed.add_up(statistic.div_(processes))
     model.train(was_training)

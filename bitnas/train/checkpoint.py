@@ -37,11 +37,13 @@ def identity(model: nn.Module, data: Source, val: Source | None, recipe: Recipe,
 
 
 class Checkpoint:
-    """Writes and restores the state of one run. Of several processes the first one writes."""
+    """Writes and restores the state of one run. Of several processes the first one writes, and makes the folder."""
 
     def __init__(self, path: str | os.PathLike[str], run: dict[str, Any], every: float) -> None:
         self.path, self.run, self.every = Path(path), run, every
         self._next = time.monotonic() + every
+        if distributed.rank() == 0:  # now, not after an epoch
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def due(self) -> bool:
         """True if it is time to write inside an epoch."""

@@ -53,6 +53,8 @@ def local_device(kind: str) -> torch.device:
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     index, there = int(os.environ["LOCAL_RANK"]) if launched() else 0, torch.cuda.device_count()
+    if not there:
+        raise ValueError("device 'cuda': there is no GPU here that torch can use; ask for device 'cpu'")
     if index >= there:
         raise ValueError(
             f"device 'cuda': process {index} of this machine wants a GPU of its own, but there are {there}; "
@@ -190,5 +192,6 @@ def _explained(action: str) -> Iterator[None]:
     except RuntimeError as error:
         raise PeerLost(
             f"another process of this training ended or hangs (noticed by process {os.environ.get('RANK', '?')} while "
-            f"{action}); its own message says why. The same command goes on from the last checkpoint"
+            f"{action}). If its own message is about the settings or the data, mend those; else the same command goes "
+            "on from the last checkpoint"
         ) from error

@@ -19,11 +19,15 @@ from bitnas.train.history import Epoch
 
 
 def write_csv(path: str | os.PathLike[str], epochs: Sequence[Epoch]) -> None:
-    """One row for each epoch under a row of names; accuracy is a fraction, an absent value empty. Atomic."""
+    """One row for each epoch under a row of names; accuracy is a fraction, an absent value empty.
+
+    Atomic; the folder is made if it is missing.
+    """
     text = io.StringIO()
     rows = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
     rows.writeheader()
     rows.writerows(asdict(epoch) for epoch in epochs)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, text.getvalue().encode())
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnas.data import Source
+from bitnas.data.source import checked_seed
 from bitnas.train import distributed
 from bitnas.train.average import make_average, measure_batch_norm
 from bitnas.train.checkpoint import Checkpoint, identity
@@ -74,11 +75,12 @@ def fit(
         data: what to train on.
         recipe: what to do. With `ema` or `keep="best"` the model ends with the averaged or the best weights.
         seed: decides the order of the images, their augmentation and the model's own chance (dropout), not its
-            first weights.
+            first weights; at least 0 and below 2^63.
         val: images whose accuracy is measured after each epoch.
-        checkpoint: a file that is replaced after each epoch, within one when `checkpoint_every` has passed, and on
-            Ctrl-C, which then takes effect at the end of the step (a second one at once). If the file is there already,
-            training goes on after its last step and ends as if it had never stopped.
+        checkpoint: a file, its folder made if missing, that is replaced after each epoch, within one when
+            `checkpoint_every` has passed, and on Ctrl-C, which then takes effect at the end of the step (a second one
+            at once). If the file is there already, training goes on after its last step and ends as if it had never
+            stopped.
         checkpoint_every: seconds; longer where writing takes more than one 50th of that. 0 writes after every step.
         log: a CSV file, written anew after each epoch: a row for each, its columns the fields of `Epoch`.
         tensorboard: a folder of this run alone, for TensorBoard's scalars. Nothing is written without the package.
@@ -93,6 +95,7 @@ def fit(
         ValueError: the recipe asks for what this device or these data cannot give, or the processes' arguments differ.
         PeerLost: another process ended.
     """
+    checked_seed(seed)
     steps = max(1, math.ceil(len(data) / recipe.batch_size))
     _check(model, data, recipe, val, steps, checkpoint_every)
     first = distributed.rank() == 0

@@ -17,7 +17,7 @@ KEPT = ("last", "best")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of one training run. `dataclasses.replace(recipe, epochs=5)` gives a variant.
+    """Settings of one training run. `dataclasses.replace(recipe, lr=0.5)` gives a variant, `for_epochs` a shorter one.
 
     Attributes:
         epochs: passes over the training images.
@@ -26,10 +26,11 @@ class Recipe:
         optimizer: `"sgd"`, `"adam"` or `"adamw"` (decoupled weight decay).
         momentum: of SGD; Adam keeps its betas (0.9, 0.999).
         weight_decay: for parameters of two or more dimensions, so not for batch norm and biases.
-        schedule: `"constant"`; `"cosine"`, to 0 at the last step; `"steps"`, times `gamma` at each of `milestones`.
+        schedule: `"constant"`; `"cosine"`, to 0 at the last step (a run of one step has the full rate); `"steps"`,
+            times `gamma` at each of `milestones`.
         milestones: epochs, counted from 0, before which the rate drops; increasing.
         gamma: factor of a drop.
-        warmup_epochs: the rate rises linearly from 0 over this many epochs; may be a fraction of one.
+        warmup_epochs: the rate rises linearly from 0 over this many epochs; may be a fraction of one, at most `epochs`.
         label_smoothing: share of the target spread over all classes.
         shift: move each image at random by up to this many pixels, with zeros at the border.
         flip: mirror each image left to right half of the time.
@@ -88,6 +89,8 @@ class Recipe:
             )
         _check_number("gamma", self.gamma, above=0, below=1)
         _check_number("warmup_epochs", self.warmup_epochs, low=0)
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must be at most epochs {self.epochs}, got {self.warmup_epochs}")
         _check_number("label_smoothing", self.label_smoothing, low=0, below=1)
         for name in ("flip", "sync_batch_norm"):
             if not isinstance(getattr(self, name), bool):
@@ -106,12 +109,26 @@ class Recipe:
         """What is done to a batch."""
         return Augmentation(shift=self.shift, flip=self.flip, crop=self.crop)
 
+    def for_epochs(self, epochs: int) -> Recipe:
+        """The same training in another number of epochs: `milestones` keep their shares of the run.
+
+        They are rounded, to at least 1; those that fall together or at the end are dropped, and without any the rate is
+        constant. Raises TypeError or ValueError for a number of epochs that no recipe can have, or fewer than
+        `warmup_epochs`.
+        """
+        _check_integer("epochs", epochs, 1)
+        scaled = {max(1, math.floor(milestone * epochs / self.epochs + 0.5)) for milestone in self.milestones}
+        milestones = tuple(sorted(milestone for milestone in scaled if milestone < epochs))
+        schedule = "constant" if self.schedule == "steps" and not milestones else self.schedule
+        return replace(self, epochs=epochs, milestones=milestones, schedule=schedule)
+
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of step `step`, counted from 0 over the whole run."""
         rate = self.lr
         if self.schedule == "cosine":
-            progress = min(1.0, (step + 1) / (self.epochs * steps_per_epoch))
-            rate *= 0.5 * (1 + math.cos(math.pi * progress))
+            steps = self.epochs * steps_per_epoch
+            if steps > 1:  # the last rate is 0, and the only step must not be without effect
+                rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, (step + 1) / steps)))
         elif self.schedule == "steps":
             rate *= self.gamma ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
         warmup_steps = self.warmup_epochs * steps_per_epoch

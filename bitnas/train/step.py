@@ -64,7 +64,7 @@ class Step:
         sums = []
         for x, y in self._micro_batches(images, labels):
             with self.precision():
-                logits = self.model(x)
+                logits = self._logits(x, whole)
                 loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
             sums.append(torch.stack([loss.detach().double() * len(y), (logits.argmax(1) == y).sum()]))
             weighted = loss if len(y) == whole else loss * (len(y) / whole)
@@ -87,6 +87,20 @@ class Step:
             self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _logits(self, x: Tensor, whole: int) -> Tensor:
+        try:
+            logits: Tensor = self.model(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"batch norm needs two values of each channel, and this network has one in a micro-batch of {len(x)}: "
+                f"a step of {whole} images (batch_size {self.recipe.batch_size}) is cut among "
+                f"{distributed.process_count()} processes and by accumulate {self.recipe.accumulate}; take larger "
+                "batches, or cut them less"
+            ) from error
+        return logits
 
     def _micro_batches(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         x, y = to_device(images, self.device), to_device(labels, self.device)

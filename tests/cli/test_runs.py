@@ -104,7 +104,7 @@ def test_train_saves_both_networks_and_goes_on(run, monkeypatch, tmp_path):
 
     code, out, err = run(*command, "--epochs", "2")
     assert code == 0
-    assert "epoch" not in err  # nothing was left to train
+    assert "epoch 1/" not in err  # nothing was left to train
     assert "verified    yes" in out
 
 

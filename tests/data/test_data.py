@@ -160,6 +160,13 @@ LABELS = torch.tensor([0, 1, 2, 1])
         (IMAGES, LABELS[:3], ValueError, r"must be \(4,\), one for each image, got \(3,\)"),
         (IMAGES, LABELS - 1, ValueError, r"must be in \[0, 2\), got \[-1, 1\]"),
         (IMAGES / 0, LABELS, ValueError, "must be finite, got 300 NaN or infinite"),
+        (
+            torch.zeros(4, 16, 12, 3),
+            LABELS,
+            ValueError,
+            r"must be \[N, C, H, W\], got \[4, 16, 12, 3\], .* channels last; images.permute\(0, 3, 1, 2\)",
+        ),
+        (torch.zeros(4, 8, 8, 1), LABELS, ValueError, "look like channels last"),
     ],
 )
 def test_bad_user_data(tmp_path, images, labels, error, message):
@@ -175,6 +182,40 @@ def test_user_data(tmp_path):
         assert torch.equal(dataset.images, IMAGES)
         assert torch.equal(dataset.labels, LABELS)
         assert (dataset.num_classes, dataset.input_size, dataset.name) == (3, (3, 5, 5), "own")
+        assert dataset.notes == ()
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 4, 4), (4, 1, 3, 3), (4, 3, 2, 1)])
+def test_small_images_are_not_taken_for_channels_last(tmp_path, shape):
+    safetensors.torch.save_file({"images": torch.rand(shape), "labels": LABELS}, tmp_path / "own.safetensors")
+    assert data.load(str(tmp_path / "own.safetensors")).input_size == shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        ([1, 2, 3, 2], "no image has the label 0: labels that count from 1 make a class too many; subtract 1"),
+        ([0, 4, 2, 2], "no image has the label 1, 3"),
+    ],
+)
+def test_labels_that_leave_classes_empty_are_noted(tmp_path, labels, note):
+    safetensors.torch.save_file({"images": IMAGES, "labels": torch.tensor(labels)}, tmp_path / "own.safetensors")
+    assert data.load(str(tmp_path / "own.safetensors")).notes == (note,)
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (-1, ValueError, "seed must be at least 0 and below 2.63, got -1"),
+        (1 << 63, ValueError, "seed must be at least 0 and below"),
+        (1.5, TypeError, "seed must be an integer, got 1.5"),
+    ],
+)
+def test_bad_seeds(digits_set, seed, error, message):
+    with pytest.raises(error, match=message):
+        data.load("digits", seed=seed)
+    with pytest.raises(error, match=message):
+        digits_set.split(seed=seed)
 
 
 def test_user_data_refusals(tmp_path):

@@ -43,6 +43,7 @@ def test_check_counts_and_lists_bad_files(run, tmp_path):
     pictures.write(root / "class_0" / "grey.png", pictures.smooth(20, 70)[:, :, 0])
     code, out, _ = run("check", str(root))
     assert (code, "16" in out, "JPEG 15, PNG 1" in out, "RGB 15, L 1" in out) == (0, True, True, True)
+    assert "named       class_0, class_1, class_2\n" in out
 
     path = root / "class_1" / "2.jpeg"
     path.write_bytes(path.read_bytes()[:-50])
@@ -79,6 +80,9 @@ def test_check_of_tensors_and_names(run, tmp_path):
     safetensors.torch.save_file({"images": torch.rand(3, 1, 2, 2), "labels": torch.tensor([0, 2, 2])}, path)
     code, out, _ = run("check", str(path), "--json")
     assert (code, json.loads(out)["empty_classes"]) == (1, ["1"])
+    code, out, _ = run("check", str(path))
+    assert "channels    1\n" in out
+    assert "note        no image has the label 1\n" in out
     code, _, err = run("check", "nothing")
     assert code == 2
     assert err.startswith("error: name must be one of cifar10, digits, imagenet")

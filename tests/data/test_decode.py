@@ -147,6 +147,7 @@ JPEG, PNG = encoded(smooth(64, 64)), encoded(smooth(64, 64), "PNG")
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         (encoded(np.full((64, 64), 0.5, np.float32), "TIFF"), "floating point"),
         (encoded(np.full((8, 8), 70_000, np.int32), "TIFF"), "more than 16 bits"),
+        (encoded(np.full((8, 8), 200, np.int32), "TIFF"), "more than 16 bits"),  # not black, either
     ],
 )
 def test_damaged_files_are_named(tmp_path, blob, message):

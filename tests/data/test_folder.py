@@ -1,6 +1,7 @@
 """Folders of images: what is listed, what is refused, and batches that depend on nothing but what they are asked."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -62,6 +63,10 @@ def test_grey(photos):
     assert source.take(torch.arange(3)).shape == (3, 1, 16, 16)
     with pytest.raises(ValueError, match="channels must be 1 .* got 4"):
         data.load(str(photos), channels=4)
+    with pytest.raises(ValueError, match="^size of photos.* must be at least 1, got 0$"):
+        data.load(str(photos), size=0)
+    with pytest.raises(ValueError, match="^workers of photos.* must be at least 1, got 0$"):
+        data.load(str(photos), workers=0)
 
 
 def test_a_batch_depends_on_indices_augmentation_and_seed(photos):
@@ -125,9 +130,71 @@ def test_train_and_val(tmp_path, monkeypatch):
     pictures.write(root / "val" / "new" / "a.png", pictures.smooth(9, 9))
     with pytest.raises(ValueError, match="val/ has classes that train/ lacks: new"):
         data.load("imagenet", root=root)
-    (root / "test" / "n01440764").mkdir(parents=True)
-    with pytest.raises(ValueError, match="has train/, val/ and test/"):
-        data.load("imagenet", root=root)
+
+
+@pytest.mark.parametrize(
+    ("names", "test", "note"),
+    [
+        (("Train", "Test"), 6, ()),
+        (("training", "validation"), 6, ()),
+        (("train", "valid"), 6, ()),
+        (
+            ("TRAIN", "Val", "test"),
+            6,
+            ("test/ is the test part; the images of Val/ are training images, as those of TRAIN/",),
+        ),
+        (("train",), None, ()),
+    ],
+)
+def test_parts_by_any_of_their_names(tmp_path, names, test, note):
+    for count, name in zip((4, 3, 3) if len(names) == 3 else (4, 3), names, strict=False):
+        pictures.folder(tmp_path / name, classes=2, count=count)
+    source = data.load(str(tmp_path))
+    assert source.classes == ("class_0", "class_1")
+    assert (None if source.test is None else len(source.test)) == test
+    assert len(source) == {1: 8, 2: 14, 3: 20}[len(names)]
+    assert source.notes == note
+    if test:
+        last = source.store.table.name(int(source.test[0]))
+        assert last.startswith(names[-1].encode())
+
+
+def test_images_without_labels_beside_the_parts_are_left_out_and_named(tmp_path):
+    for part in ("train", "val"):
+        pictures.folder(tmp_path / part, classes=2, count=2)
+    pictures.write(tmp_path / "test" / "1.jpg", pictures.smooth(9, 9), "JPEG")
+    source = data.load(str(tmp_path))
+    assert (len(source), len(source.test)) == (8, 4)
+    assert source.notes == ("test/ is left out: its images are in no class folders",)
+
+
+@pytest.mark.parametrize(
+    ("filled", "message"),
+    [
+        (["train", "test"], "test/, train/: these are parts of a data set, not classes"),
+        (["val/a", "test/a"], "test/, val/: these are parts of a data set, not classes"),
+        (["train/a", "train/b", "Train/a"], "Train/, train/ are the same part; join them or move one away"),
+        (["train/a", "train/b", "val/a", "valid/b"], "val/, valid/ are the same part"),
+        (["train/a", "train/b", "test/a", "test/b", "val"], "val/ has no class folders; sort its images"),
+        (
+            ["train/freight", "train/tram", "bus", "car/red"],
+            "train/ has class folders, so the images in bus/, car/ beside it would be left out. Move those away; or, "
+            "if train is itself a class",
+        ),
+        (["train/a", "train/b", "test/a", "test/b", "val/a", "val/new"], "val/ has classes that train/ lacks: new/"),
+    ],
+)
+def test_parts_that_leave_something_open_are_refused(tmp_path, filled, message):
+    for folder_ in filled:
+        pictures.write(tmp_path / folder_ / "1.jpg", pictures.smooth(9, 9), "JPEG")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.load(str(tmp_path))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "bus", "tram"):
+        pictures.write(tmp_path / name / "1.jpg", pictures.smooth(9, 9), "JPEG")
+    assert data.load(str(tmp_path)).classes == ("bus", "train", "tram")
 
 
 def test_a_flat_val_folder_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A packed file gives what the folder gives, appears only when it is whole, and is refused when it is not."""
 
+import fcntl
 import json
 import os
 import signal
@@ -14,9 +15,9 @@ import safetensors.numpy
 import torch
 
 from bitnas import data
-from bitnas.data import Augmentation, packed_file
+from bitnas.data import Augmentation, packed_file, tensor_file
 from bitnas.data.augment import crop_box, resize
-from bitnas.files import CorruptFileError, load_tensors
+from bitnas.files import CorruptFileError, load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,49 @@ def test_damage_is_found(packed, tmp_path):
         assert kind != "pixel" or "SHA-256 does not match" in str(error.value)
     copy.write_bytes(blob)
     assert data.load(str(copy)).fingerprint() == data.load(str(packed)).fingerprint()
+
+
+def test_no_flipped_bit_of_the_header_makes_it_a_file_that_nobody_checks(packed, tmp_path):
+    blob = bytearray(packed.read_bytes())
+    key = blob.index(b'"sha256"')
+    end = 8 + len(blob[8 : 8 + int.from_bytes(blob[:8], "little")].rstrip())
+    flips = [(place, place % 8) for place in range(end)]
+    flips += [(place, bit) for place in range(key, key + 8) for bit in range(8)]
+    copy = tmp_path / "a.safetensors"
+    for place, bit in flips:
+        blob[place] ^= 1 << bit
+        copy.write_bytes(blob)
+        with pytest.raises(CorruptFileError):
+            data.load(str(copy))
+        blob[place] ^= 1 << bit
+
+
+def test_the_reader_of_tensors_takes_no_file_of_bitnas(packed, tmp_path):
+    with pytest.raises(CorruptFileError, match="is a file that bitnas wrote, and is damaged or of another kind"):
+        tensor_file.read(packed)
+    other = tmp_path / "a.safetensors"
+    save_tensors(other, {"images": torch.rand(4, 1, 2, 2), "labels": torch.arange(4)}, {"format": "bitnas-model-1"})
+    with pytest.raises(CorruptFileError, match="its format is 'bitnas-model-1', expected 'bitnas-images-1'"):
+        data.load(str(other))
+
+
+def test_a_writer_that_comes_as_another_one_ends_leaves_its_file_alone(photos, packed, tmp_path, monkeypatch):
+    """The other one renames its whole file between this one's opening and locking of PATH.part."""
+    out, part = tmp_path / "a.safetensors", tmp_path / "a.safetensors.part"
+    part.write_bytes(packed.read_bytes())
+    lock, seen = fcntl.flock, []
+
+    def late(file, how):
+        if not seen:
+            os.replace(part, out)
+        seen.append(os.fstat(file.fileno()).st_ino)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with packed_file._only_writer(part) as file:
+        assert os.fstat(file.fileno()).st_size == 0
+        assert out.read_bytes() == packed.read_bytes()
+    assert len(set(seen)) == 2
 
 
 def test_a_packing_that_is_stopped_goes_on(photos, packed, tmp_path, monkeypatch):

@@ -104,6 +104,23 @@ def train_rich(folder: Path, name: str, stop_at: int | None = None, kill_after: 
     return {"history": history_of(history)}
 
 
+class Together(nn.BatchNorm2d):
+    """Waits for the other processes in each forward pass of training, as nn.SyncBatchNorm does, which wants GPUs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            distributed.add_up(torch.zeros(1))
+        return super().forward(x)
+
+
+def train_together(folder: Path, images: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), Together(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    fit(net, rows(images), Recipe(epochs=1, batch_size=20, lr=0.1, ema=0.5), seed=3)
+    save_tensors(folder / f"{images}.{distributed.rank()}", net.state_dict(), {"format": "test"})
+    return {}
+
+
 def train_otherwise(folder: Path, what: str) -> dict[str, Any]:
     rank = distributed.rank()
     data, recipe, seed = rows(), PLAIN, 0
@@ -252,6 +269,16 @@ def test_a_process_that_hangs_is_given_up(tmp_path):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize("images", [60, 20])
+def test_processes_measure_as_many_batches_each(tmp_path, images):
+    """Three batches for two processes, and one."""
+    assert run(tmp_path, train_together, images, wait_s=10) == [{}, {}]
+    first, second = (tensors(tmp_path / f"{images}.{rank}") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (first["1.running_var"] > 0).all()
+    assert not torch.equal(first["1.running_var"], torch.ones(4))
+
+
 def test_checkpoints_of_another_number_of_processes_are_refused(tmp_path):
     run(tmp_path, train_rich, "run", 4)
     with pytest.raises(ValueError, match=r"another processes \(2, here 1\)"):
@@ -264,7 +291,8 @@ def test_a_gpu_for_each_process_or_a_clear_message(monkeypatch):
         distributed.local_device("tpu")
     for name in distributed._LAUNCHED_WITH:
         monkeypatch.setenv(name, "999")
-    with pytest.raises(ValueError, match="process 999 of this machine wants a GPU of its own, but there are"):
+    message = "process 999 of this machine wants" if torch.cuda.is_available() else "there is no GPU here"
+    with pytest.raises(ValueError, match=f"device 'cuda': {message}"):
         distributed.local_device("cuda")
 
 

@@ -62,6 +62,32 @@ def test_constant_and_cosine_and_warmup():
     assert [warm.learning_rate(step, 4) for step in range(3)] == [0.05, 0.1, 0.1]
 
 
+def test_a_run_of_one_step_learns_at_the_full_rate():
+    assert Recipe(epochs=1, batch_size=8, lr=0.1).learning_rate(0, 1) == 0.1
+    two = Recipe(epochs=2, batch_size=8, lr=0.1)
+    assert [two.learning_rate(step, 1) for step in range(2)] == pytest.approx([0.05, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [(400, (120, 240, 360)), (200, (60, 120, 180)), (20, (6, 12, 18)), (4, (1, 2)), (3, (1, 2)), (2, (1,)), (1, ())],
+)
+def test_milestones_move_with_the_epochs(epochs, milestones):
+    recipe = RECIPES["shen2019-cifar10"]
+    made = recipe.for_epochs(epochs)
+    schedule = "steps" if milestones else "constant"
+    assert made == dataclasses.replace(recipe, epochs=epochs, milestones=milestones, schedule=schedule)
+    assert made.learning_rate(epochs - 1, 1) == pytest.approx(0.1 * 0.1 ** len(milestones))
+
+
+def test_other_schedules_in_other_epochs():
+    assert RECIPES["digits"].for_epochs(3) == dataclasses.replace(RECIPES["digits"], epochs=3)
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        RECIPES["digits"].for_epochs(0)
+    with pytest.raises(ValueError, match="warmup_epochs must be at most epochs 2, got 2.5"):
+        Recipe(**PLAIN, warmup_epochs=2.5).for_epochs(2)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -82,6 +108,7 @@ def test_constant_and_cosine_and_warmup():
         ({"schedule": "steps", "milestones": (0,)}, ValueError, "milestones must be at least 1"),
         ({"gamma": 0.0}, ValueError, "gamma must be finite"),
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be"),
+        ({"warmup_epochs": 4.5}, ValueError, "warmup_epochs must be at most epochs 4, got 4.5"),
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be"),
         ({"shift": -1}, ValueError, "shift must be at least 0"),
         ({"flip": 1}, TypeError, "flip must be True or False, got 1"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bitnas.train import Epoch, Recipe, evaluate, fit
-from bitnas.train.average import measure_batch_norm
+from bitnas.train.average import measure_batch_norm, too_long
 from bitnas.train.log import Scalars, write_csv
 from bitnas.train.step import Step, make_optimizer
 
@@ -140,6 +140,60 @@ def test_refused_before_anything_is_trained(problem, tmp_path, settings, argumen
             **arguments,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"), [(-1, ValueError), (1 << 64, ValueError), (0.0, TypeError), (True, TypeError)]
+)
+def test_seeds_that_no_generator_takes_are_refused(problem, seed, error):
+    with pytest.raises(error, match="seed must be"):
+        fit(plain_net(), problem, PLAIN, seed=seed)
+
+
+def test_folders_of_checkpoint_and_log_are_made_before_training(problem, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(*_: int) -> None:
+        assert (tmp_path / "a" / "b").is_dir()
+        assert (tmp_path / "c" / "log.csv").exists()
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(
+            plain_net(), problem, PLAIN, seed=0, checkpoint=tmp_path / "a" / "b" / "run",
+            log=tmp_path / "c" / "log.csv", on_step=stop,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut"), [({"batch_size": 1}, "accumulate 1"), ({"batch_size": 4, "accumulate": 4}, "accumulate 4")]
+)
+def test_batches_too_small_for_batch_norm_are_explained(problem, settings, cut):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    message = f"one in a micro-batch of 1: .*batch_size {settings['batch_size']}.* among 1 processes and by {cut}"
+    with pytest.raises(ValueError, match=message):
+        fit(net, problem, dataclasses.replace(PLAIN, **settings), seed=0)
+
+
+def test_an_average_longer_than_the_run_is_told():
+    assert too_long(PLAIN, 1) is None
+    recipe = dataclasses.replace(PLAIN, ema=0.99)
+    assert too_long(recipe, 400) is None
+    said = too_long(recipe, 399)
+    assert said is not None
+    assert said.startswith("ema 0.99 averages over about 100 steps, and the run has 399")
+    most = float(said.partition("at most ")[2].partition(",")[0])
+    assert too_long(dataclasses.replace(PLAIN, ema=most), 399) is None
+    assert most > 0.98
+    assert "Choose 0 for none" in str(too_long(recipe, 4))
+
+
+def test_a_single_step_changes_the_weights(problem):
+    net = plain_net()
+    before = copy.deepcopy(net.state_dict())
+    fit(net, problem, Recipe(epochs=1, batch_size=200, lr=0.1), seed=0)
+    assert not torch.equal(net.state_dict()["0.weight"], before["0.weight"])
 
 
 def test_a_model_without_parameters_is_refused(problem):

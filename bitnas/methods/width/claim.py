@@ -312,7 +312,7 @@ def _fit_and_test(config: WidthSearchConfig, ratios: Genome, epochs: int, seed: 
     from bitnas import train
 
     model = evaluate.make_network(evaluate.network_config(config, ratios), seed)
-    train.fit(model, known, dataclasses.replace(train.RECIPES[config.recipe], epochs=epochs), seed=seed)
+    train.fit(model, known, train.RECIPES[config.recipe].for_epochs(epochs), seed=seed)
     accuracy = train.evaluate(model, test)
     del model
     evaluate.release_memory()

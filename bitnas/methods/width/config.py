@@ -201,8 +201,8 @@ class WidthSearchConfig:
         object.__setattr__(self, "objectives", objectives)
         if self.latency_source == TABLE and not self.needs_latency:
             raise ValueError(
-                f"latency_source: got 'table', but no latency takes part in this search of {', '.join(objectives)}; add "
-                "it to the objectives, or give a latency_weight or latency_budget"
+                f"latency_source: got 'table', but no latency takes part in this search of {', '.join(objectives)}; "
+                "add it to the objectives, or give a latency_weight or latency_budget"
             )
 
     def _check_workers(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -166,7 +165,7 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
 
         inherit(model, load_parent(str(Path(run_dir) / "parent.safetensors")))
     model.to(training_device(config, seed))
-    recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=config.epochs)
+    recipe = train.RECIPES[config.recipe].for_epochs(config.epochs)
     train.fit(model, dataset.subset(split.train), recipe, seed=seed)
     accuracy = train.evaluate(model, dataset.subset(split.val))
     del model

@@ -327,7 +327,7 @@ class _Training:
         if name not in RECIPES:
             raise ValueError(f"recipe: got {name!r}, wanted one of {', '.join(RECIPES)}")
         recipe = RECIPES[name]
-        return recipe if self.epochs is None else dataclasses.replace(recipe, epochs=self.epochs)
+        return recipe if self.epochs is None else recipe.for_epochs(self.epochs)
 
     @property
     def path(self) -> Path:

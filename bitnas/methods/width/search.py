@@ -102,6 +102,8 @@ def search(
                 "objectives": list(config.objectives),
             }
         )
+        for note in evaluate.load_data(config.data, config.seed).notes:
+            notify({"event": "warning", "message": note})
         check = _table_check(folder, config, notify)
         with open_pool(config, folder) as pool, open_measurer(config) as measurer:
             if config.inherit:
@@ -474,7 +476,7 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     network = evaluate.network_config(config, max(config.choices))
     seed = evaluate.derive_seed(config.seed, "parent")
     model = evaluate.make_network(network, seed).to(evaluate.training_device(config, seed))
-    recipe = dataclasses.replace(train.RECIPES[config.parent_recipe], epochs=config.parent_epochs)
+    recipe = train.RECIPES[config.parent_recipe].for_epochs(config.parent_epochs)
     validation = dataset.subset(split.val)
     notify({"event": "parent_start", "epochs": recipe.epochs})
 

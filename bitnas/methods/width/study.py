@@ -215,7 +215,7 @@ def _fit(config: WidthSearchConfig, ratios: Genome, part: Any, epochs: int, seed
 
     dataset = evaluate.load_data(config.data, config.seed)
     model = evaluate.make_network(evaluate.network_config(config, ratios), seed)
-    recipe = dataclasses.replace(train.RECIPES[config.recipe], epochs=epochs)
+    recipe = train.RECIPES[config.recipe].for_epochs(epochs)
     train.fit(model, dataset.subset(part), recipe, seed=seed)
     evaluate.release_memory()
     return model

@@ -1,0 +1,55 @@
+"""A trained network in one file: its float weights and the configuration that builds it, under a SHA-256.
+
+What `freeze` needs to start from, when the process that trained is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bitnas.files import CorruptFileError, load_tensors, save_tensors
+from bitnas.models.config import ModelConfig
+from bitnas.models.registry import create_model_from_config
+
+FORMAT = "bitnas-model-1"
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
+    """Write a network of `create_model`, atomically.
+
+    Args:
+        model: its parameters, buffers and `config` are written.
+        path: a safetensors file; its folder must exist.
+        facts: JSON values to keep with it, such as the names of its classes.
+
+    Raises TypeError for a module without a `ModelConfig`.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"model: got a {type(model).__name__} without a ModelConfig, wanted a network of create_model")
+    save_tensors(path, model.state_dict(), {**(facts or {}), "format": FORMAT, "network": config.to_dict()})
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """The network that `bitnas train` wrote to `model.safetensors`, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFileError: it is damaged, or is another kind of file; frozen networks are for `bitnas.load`.
+    """
+    try:
+        tensors, metadata = load_tensors(path, expected_format=FORMAT)
+    except CorruptFileError as error:
+        if "'bitnas.packed/" in error.reason:
+            raise CorruptFileError(path, f"{error.reason}; it is a frozen network, which bitnas.load reads") from error
+        raise
+    try:
+        model = create_model_from_config(ModelConfig.from_dict(metadata["network"]))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(path, f"does not fit the networks of this version of bitnas ({error})") from error
+    return model.eval()
