@@ -105,6 +105,10 @@ def reproduce(
             base_width=base_width,
             on_progress=view,
         )
+    if out is not None:
+        from ..report import build
+
+        build(out)
     if json:
         print_json(result)
         return
@@ -128,17 +132,19 @@ def _show(result: dict[str, Any], out: Path | None) -> None:
     screen.print(f"\nprinted figures: {counted}")
     if out is not None:
         screen.print(f"wrote {out / 'reproduction.json'}, reproduction.md and a CSV file for each table", markup=False)
+        screen.print(f"report: {out / 'report.html'}", markup=False)
 
 
 def _claim(out: Path, as_json: bool, **options: Any) -> None:
     from ..methods.width.claim import claim
-    from ..report import numbers
+    from ..report import build, numbers
     from .output import console, interruptible, print_json, table
     from .progress import ProgressView
 
     again = shlex.join(["bitnas", *sys.argv[1:]])
     with interruptible(f"finished trainings are kept. To go on: {again}"), ProgressView() as view:
         result = claim(out, **options, on_progress=view)
+    build(out)
     if as_json:
         print_json(result)
         return
@@ -161,4 +167,4 @@ def _claim(out: Path, as_json: bool, **options: Any) -> None:
     screen.print(f"{tried} networks searched, {result['trainings']} trainings", markup=False)
     if result["overall"] is not None:
         screen.print(result["overall"]["verdict"], markup=False)
-    screen.print(f"wrote {out / 'claim.json'}", markup=False)
+    screen.print(f"wrote {out / 'claim.json'}; report: {out / 'report.html'}", markup=False)

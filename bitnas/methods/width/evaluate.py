@@ -32,7 +32,7 @@ PARENT_FORMAT = "bitnas-parent-1"
 
 # A latency is measured until its median's 95 % interval is under 2 % of it, or for so many seconds: in the search,
 # where it is put in proportion to a reference, and at the end.
-_HALF_INTERVAL, _SEARCH_SECONDS, _FRONT_SECONDS = 0.01, 0.5, 2.0
+_HALF_INTERVAL, _SEARCH_SECONDS, _FRONT_SECONDS = 0.01, 0.5, 1.0
 
 
 def single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:

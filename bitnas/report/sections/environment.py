@@ -84,7 +84,9 @@ def claim_command(claim: Mapping[str, Any]) -> str:
         return str(claim["command"])
     seeds = claim.get("seeds")
     words = ["bitnas", "reproduce", "shen2019", "--claim", "--data", str(claim.get("data", "digits"))]
-    words += ["--seeds", str(len(seeds))] if isinstance(seeds, list) else []
+    if isinstance(seeds, list) and seeds:
+        first = seeds == list(range(len(seeds)))  # without a comma, a number of seeds from 0 on
+        words += ["--seeds", str(len(seeds)) if first else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)]
     for name, holder in _CLAIM.items():
         value = claim[holder].get(name)
         words += [f"--{name}", str(value)] if isinstance(value, int) else []
