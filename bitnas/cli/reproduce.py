@@ -122,10 +122,14 @@ def _show(result: dict[str, Any], out: Path | None) -> None:
     screen = console()
     for found in result["tables"]:
         rows = cells(found)
-        # A column without a single figure tells nothing.
-        shown = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] != "–" for row in rows)]
-        names = [COLUMNS[i] for i in shown]
-        screen.print(table(names, [[row[i] for i in shown] for row in rows], title=title(found)))
+        # A column without a single figure tells nothing. Costs and results apart, to fit a terminal.
+        shown = [i for i in range(1, len(COLUMNS)) if any(row[i] != "–" for row in rows)]
+        for part, about in ((slice(0, 6), "costs"), (slice(6, None), "accuracy in percent, and time on this machine")):
+            columns = [0, *(i for i in shown if i in range(1, len(COLUMNS))[part])]
+            if len(columns) > 1:
+                names = [COLUMNS[i] for i in columns]
+                figures = [[row[i] for i in columns] for row in rows]
+                screen.print(table(names, figures, title=f"{title(found)}: {about}"))
     for finding in result["findings"]:
         screen.print(f"{finding['verdict']:>12}  {finding['statement']}", markup=False)
     counted = ", ".join(f"{number} {status}" for status, number in result["summary"].items())
