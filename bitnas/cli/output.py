@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,9 +114,10 @@ def networks_table(networks: Sequence[Network]) -> Table:
 
 @contextmanager
 def interruptible(hint: str) -> Iterator[None]:
-    """On Ctrl-C: one line that says how to go on, and exit code 130."""
+    """On Ctrl-C: one line that says how to go on, and exit code 130. Of the processes of torchrun the first says it."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped; {hint}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nstopped; {hint}", file=sys.stderr)
         raise typer.Exit(130) from None
