@@ -94,9 +94,8 @@ class ProgressView:
         best = ", ".join(f"best {name} {_metric(name, value)}" for name, value in event.get("best", {}).items())
         lost = f", {event['failed']} failed in it" if event["failed"] else ""
         lost += f", {event['rejected']} over the budget" if event.get("rejected") else ""
-        self.say(
-            f"{self._generation}: {event['evaluated']} evaluated{lost}, {event['front']} on the front{'; ' if best else ''}{best}"
-        )
+        front = f"{event['front']} on the front{'; ' if best else ''}{best}"
+        self.say(f"{self._generation}: {event['evaluated']} evaluated{lost}, {front}")
 
     def _on_study_start(self, event: dict[str, Any]) -> None:
         self.say(
