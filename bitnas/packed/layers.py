@@ -4,6 +4,7 @@ What a kernel wants its weights to look like is made from them when a layer is b
 A layer is described by plain numbers and words (its ``spec``), from which an empty one can be built and then filled.
 """
 
+import abc
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -75,7 +76,7 @@ class Pack(PackedLayer):
 _TERMS: dict[Epilogue, tuple[str, ...]] = {"int32": (), "float": ("scale", "bias"), "bits": ("threshold", "flip")}
 
 
-class _PackedDot(PackedLayer):
+class _PackedDot(PackedLayer, abc.ABC):
     """What the convolution and the linear layer share: packed weights, their prepared form, the epilogue's terms."""
 
     weight: Tensor
@@ -103,9 +104,9 @@ class _PackedDot(PackedLayer):
         self.memory: Memory = "fast"
         self.prepared = None
 
+    @abc.abstractmethod
     def _prepare_arguments(self) -> tuple[int, ...]:
         """Of ``prepare_weight``, after the weight: input channels, groups, and what else its kernel is chosen by."""
-        raise NotImplementedError
 
     def check_tail(self, name: str) -> None:
         """Raises ValueError where the weight has ones past its last channel: they would count in every dot product."""
@@ -121,8 +122,9 @@ class _PackedDot(PackedLayer):
         super().__setstate__(state)
         self._run = self._operator()
 
+    @abc.abstractmethod
     def _operator(self) -> Any:
-        raise NotImplementedError
+        """What a call of the layer runs."""
 
     def prepare(self) -> Self:
         """Lays the weights out for the kernel of the device and instruction set they are on now, if that is kept."""

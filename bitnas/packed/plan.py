@@ -5,6 +5,7 @@ follows it. Other float layers, and all of them on a GPU, compute what torch com
 layers, which are looked up when it runs, so that a deep copy of a network runs its own.
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ _NO_POOL = (1, 1, 1, 1, 0, 0)
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(abc.ABC):
     """Makes the values ``names``, of one step or of several, from those of ``inputs``."""
 
     names: tuple[str, ...]
@@ -40,15 +41,15 @@ class Call:
         """Every step that the call stands for, in order."""
         return self.names
 
+    @abc.abstractmethod
     def run(self, modules: Modules, values: Values) -> None:
         """Adds ``names`` to the values."""
-        raise NotImplementedError
 
     def trace(self, modules: Modules, values: Values) -> None:
         """Adds the value of every step that the call stands for."""
         self.run(modules, values)
 
-    def prepare(self, modules: Modules) -> None:
+    def prepare(self, modules: Modules) -> None:  # noqa: B027  # most calls have nothing to lay out
         """Gives float weights the strides that are read fastest. Their values and shapes stay."""
 
 
