@@ -25,7 +25,7 @@ from bitnas.data import packed_file
 from bitnas.data.lazy import LazySource
 
 WIDTH, HEIGHT, SIZE, BATCH, ROUNDS = 500, 375, 224, 50, 5
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = (np.array(values, dtype=np.float32) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
 
 def make_pictures(folder: Path, count: int) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 
 import pytest
 
 from bitnas.files import read_json_checked
+from tests.interrupting import interrupted
 
 TINY = ["--base-width", "0.05", "--epochs", "1", "--parent-epochs", "1", "--workers", "0", "--choices", "0.5,1,2"]
 
@@ -52,19 +51,8 @@ def test_a_search_a_second_call_and_more_generations(run, tmp_path):
 def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(run, tmp_path):
     folder = tmp_path / "a run"
     command = ["search", "--out", str(folder), "--population", "4", "--generations", "50", *TINY]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bitnas", *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("generation 1/"):
-                process.send_signal(signal.SIGINT)
-                break
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    code, out, err = interrupted([sys.executable, "-m", "bitnas", *command], "generation 1/")
+    assert code == 130
     assert out == ""
     assert f"bitnas resume '{folder}'" in err
     assert "Traceback" not in err

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -17,6 +15,7 @@ from bitnas import cli, freeze, load, load_model, verify
 from bitnas.files import CorruptFileError
 from bitnas.train import Epoch
 from bitnas.train.folder import locked
+from tests.interrupting import interrupted
 
 TINY = ["train", "--base-width", "0.05", "--epochs", "1", "--device", "cpu"]
 
@@ -188,17 +187,8 @@ def test_the_line_of_an_epoch():
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_steps_and_says_how_to_go_on(run, tmp_path):
     words = ["--out", str(tmp_path / "a run"), "--epochs", "12"]
-    process = subprocess.Popen([sys.executable, "-m", "bitnas", *TINY, *words], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                process.send_signal(signal.SIGINT)
-                break
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    code, _, err = interrupted([sys.executable, "-m", "bitnas", *TINY, *words], "epoch 2/")
+    assert code == 130
     again = f"bitnas train --base-width 0.05 --epochs 1 --device cpu --out '{tmp_path}/a run'"
     assert f"stopped; finished steps are kept. To go on: {again}" in err
     assert "Traceback" not in err

@@ -23,6 +23,7 @@ from torch import nn
 from bitnas.data import Dataset
 from bitnas.files import load_tensors, save_tensors
 from bitnas.train import Recipe, distributed, evaluate, fit
+from tests.interrupting import interrupted
 
 PLAIN = Recipe(epochs=3, batch_size=32, lr=0.05, schedule="constant")
 # Everything that has a state of its own.
@@ -308,19 +309,8 @@ def test_torchrun_ctrl_c_and_the_same_command(tmp_path):
         ]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command("stopped", 12), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                process.send_signal(signal.SIGINT)
-                break
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode != 0
+    code, out, err = interrupted(command("stopped", 12), "epoch 2/", env=environment)
+    assert code != 0
     assert out == ""
     assert err.count("stopped; finished steps are kept. To go on: torchrun --nproc-per-node 2 -m bitnas train") == 1
     results = []
