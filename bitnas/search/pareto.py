@@ -138,12 +138,13 @@ def _kernel(
 ) -> list[int]:
     """Of the vectors at `indices`, with `matrix[i, j]` saying whether one dominates another, those on the front."""
 
+    axes = range(len(vectors[indices[0]]) if indices else 0)
+    exact = [a for a in axes if intervals is None or all(intervals[i][a][0] == intervals[i][a][1] for i in indices)]
+
     def order(position: int) -> tuple[tuple[float, ...], Vector]:
-        """Whoever dominates comes first: by the exact values, which it has no worse, then by the others."""
-        index = indices[position]
-        known = intervals[index] if intervals is not None else [(0.0, 0.0)] * len(vectors[index])
-        exact = tuple(v if low == high else 0.0 for v, (low, high) in zip(vectors[index], known, strict=True))
-        return exact, vectors[index]
+        """Whoever dominates comes first: by the exact objectives, in which it is no worse, then by the others."""
+        vector = vectors[indices[position]]
+        return tuple(vector[axis] for axis in exact), tuple(vector)
 
     front: list[int] = []
     out = [False] * len(indices)
