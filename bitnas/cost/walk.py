@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bitnas.cost.rules import Kind, Layer
-from bitnas.models import ModelConfig, create_model
-from bitnas.nn import BinaryConv2d, BinaryLinear
+from bitnas.models import create_model
+from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias
 from bitnas.nn.arguments import integer
 
 Size = tuple[int, ...]
@@ -84,11 +84,11 @@ def open_model(
     else:
         raise TypeError(f"model: got {type(model).__name__}, wanted an nn.Module or a name of list_models()")
     config = getattr(module, "config", None)
-    network = config.name if isinstance(config, ModelConfig) else None
+    network = getattr(config, "name", None)
     if size is None:
-        if not isinstance(config, ModelConfig):
+        if config is None or not hasattr(config, "input_size"):
             raise ValueError(f"input_size: got None, wanted the shape of one input of {label}, such as (3, 224, 224)")
-        size = config.input_size
+        size = tuple(config.input_size)
     return module, label, network, tuple(integer("input_size", n) for n in size)
 
 
@@ -249,7 +249,7 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], Kind, _Rule], ...] = (
     ((BinaryLinear, nn.Linear), "linear", _conv),
     (_BATCH_NORMS, "batch_norm", _free),
     (_OTHER_NORMS, "norm", _free),
-    (_ACTIVATIONS, "activation", _free),
+    ((*_ACTIVATIONS, ChannelBias), "activation", _free),
     (_WINDOW_POOLS, "pool", _window_pool),
     (_ADAPTIVE_POOLS, "pool", _adaptive_pool),
     ((nn.Embedding,), "embedding", _free),

@@ -6,8 +6,12 @@ defaults and its builder. A published width code is a second name for the same n
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -27,8 +31,27 @@ class _Entry:
     default_stem: Callable[[Size], str] | None
 
 
+class NetworkConfig(Protocol):
+    """What every description of a network can say, be it a width code or an architecture of a search space."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def input_size(self) -> Size: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def key(self) -> str: ...
+
+
 _NETWORKS: dict[str, _Entry] = {}
 _CODES: dict[str, tuple[str, tuple[float, ...]]] = {}
+# Networks that are not told apart by a width code: the class of the description, and of the module made from it.
+_ARCHITECTURES: dict[str, tuple[Any, type[nn.Module]]] = {}
 
 
 def register(
@@ -58,6 +81,42 @@ def register_code(name: str, *, network: str, ratios: Iterable[float]) -> None:
     """Make a width code of a registered network available under a name of its own."""
     _check_free(name)
     _CODES[name] = (network, tuple(ratios))
+
+
+def register_config(name: str, config: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator: make networks of a search space known, each described by a `config` of its own.
+
+    `config` is a class with `from_dict` and what `NetworkConfig` lists, whose JSON says `"name": name`; the network is
+    called as `cls(config)` and keeps it as `self.config`. Such a network is made from its description, by
+    `create_model(path or mapping)`. Raises ValueError if the name is taken.
+    """
+    _check_free(name)
+
+    def decorate(cls: type[nn.Module]) -> type[nn.Module]:
+        _ARCHITECTURES[name] = (config, cls)
+        return cls
+
+    return decorate
+
+
+def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
+    """The description that `to_dict` wrote, of any kind of network. Raises ValueError or TypeError naming the field."""
+    kind = values.get("name") if isinstance(values, Mapping) else None
+    if isinstance(kind, str) and kind in _ARCHITECTURES:
+        described: NetworkConfig = _ARCHITECTURES[kind][0].from_dict(values)
+        return described
+    if not isinstance(values, Mapping) or kind not in _NETWORKS:
+        known = ", ".join(sorted([*_NETWORKS, *_ARCHITECTURES]))
+        raise ValueError(f"name: got {kind!r}, wanted a network with an architecture of its own: {known}")
+    return ModelConfig.from_dict(values)
+
+
+def read_architecture(path: str | os.PathLike[str]) -> NetworkConfig:
+    """The description in a JSON file. Raises FileNotFoundError, and ValueError naming the file for anything wrong."""
+    try:
+        return config_from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the architecture of a network: {error}") from error
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -114,7 +173,7 @@ def make_config(
 
 
 def create_model(
-    name: str,
+    name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     ratios: float | Iterable[float] | None = None,
     num_classes: int | None = None,
@@ -123,9 +182,11 @@ def create_model(
     scheme: str = "dorefa",
     stem: str | None = None,
 ) -> nn.Module:
-    """Build a network, freshly initialised, from its name (see `list_models`).
+    """Build a network, freshly initialised, from its name (see `list_models`) or its architecture.
 
     Args:
+        name: a name; or the path of a `.json` file that holds an architecture, or what such a file holds. An
+            architecture says everything itself, so no other argument goes with one.
         ratios: one width multiplier per searched width, any positive number; one number stands for all of them, and
             None for 1.
         num_classes: outputs of the classifier; None for the paper's.
@@ -141,23 +202,27 @@ def create_model(
     Raises ValueError or TypeError, naming the argument, for an unknown name, a wrong number of ratios, a ratio that is
     not a finite positive number, or an input too small for the network.
     """
-    return create_model_from_config(
-        make_config(
-            name,
-            ratios=ratios,
-            num_classes=num_classes,
-            input_size=input_size,
-            base_width=base_width,
-            scheme=scheme,
-            stem=stem,
-        )
-    )
+    options = {"ratios": ratios, "num_classes": num_classes, "input_size": input_size, "stem": stem}
+    if isinstance(name, Mapping | os.PathLike) or str(name).endswith(".json"):
+        options |= {"base_width": None if base_width == 1.0 else base_width}
+        options |= {"scheme": None if scheme == "dorefa" else scheme}
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise ValueError(f"{given[0]}: got {options[given[0]]!r}, but an architecture says everything itself")
+        described = config_from_dict(name) if isinstance(name, Mapping) else read_architecture(name)
+        return create_model_from_config(described)
+    return create_model_from_config(make_config(name, base_width=base_width, scheme=scheme, **options))  # type: ignore[arg-type]
 
 
-def create_model_from_config(config: ModelConfig) -> nn.Module:
+def create_model_from_config(config: NetworkConfig) -> nn.Module:
     """Build the network that `config` describes. Raises as `create_model` does."""
-    _check(config)
-    model = _entry(config.name).build(config, widths(config))
+    if isinstance(config, ModelConfig):
+        _check(config)
+        model = _entry(config.name).build(config, widths(config))
+    elif config.name in _ARCHITECTURES and isinstance(config, _ARCHITECTURES[config.name][0]):
+        model = _ARCHITECTURES[config.name][1](config)
+    else:
+        raise TypeError(f"config: got a {type(config).__name__}, wanted the description of a registered network")
     if getattr(model, "config", None) != config:
         raise TypeError(f"{type(model).__name__}: a registered network must keep its config as self.config")
     return model
@@ -189,5 +254,5 @@ def _entry(name: str) -> _Entry:
 
 
 def _check_free(name: str) -> None:
-    if name in _NETWORKS or name in _CODES:
+    if name in _NETWORKS or name in _CODES or name in _ARCHITECTURES:
         raise ValueError(f"name: {name!r} is already registered")

@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
-from bitnas.models.config import ModelConfig
-from bitnas.models.registry import create_model_from_config
+from bitnas.models.registry import config_from_dict, create_model_from_config
 
 FORMAT = "bitnas-model-1"
 
@@ -26,12 +25,12 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], facts: Mapping[st
         path: a safetensors file; its folder must exist.
         facts: JSON values to keep with it, such as the names of its classes.
 
-    Raises TypeError for a module without a `ModelConfig`.
+    Raises TypeError for a module without a description of its own.
     """
-    config = getattr(model, "config", None)
-    if not isinstance(config, ModelConfig):
-        raise TypeError(f"model: got a {type(model).__name__} without a ModelConfig, wanted a network of create_model")
-    save_tensors(path, model.state_dict(), {**(facts or {}), "format": FORMAT, "network": config.to_dict()})
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if to_dict is None:
+        raise TypeError(f"model: got a {type(model).__name__} without a config, wanted a network of create_model")
+    save_tensors(path, model.state_dict(), {**(facts or {}), "format": FORMAT, "network": to_dict()})
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
@@ -48,7 +47,7 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
             raise CorruptFileError(path, f"{error.reason}; it is a frozen network, which bitnas.load reads") from error
         raise
     try:
-        model = create_model_from_config(ModelConfig.from_dict(metadata["network"]))
+        model = create_model_from_config(config_from_dict(metadata["network"]))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptFileError(path, f"does not fit the networks of this version of bitnas ({error})") from error

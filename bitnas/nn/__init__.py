@@ -7,6 +7,7 @@ from bitnas.nn.binarizers import (
     BiRealWeight,
     DoReFaActivation,
     DoReFaWeight,
+    NasBnnWeight,
     Scheme,
     WeightBinarizer,
     XnorActivation,
@@ -14,7 +15,9 @@ from bitnas.nn.binarizers import (
     get_scheme,
     sign,
 )
+from bitnas.nn.channels import ChannelBias, RPReLU, TileChannels
 from bitnas.nn.layers import BinaryConv2d, BinaryLinear
+from bitnas.nn.quantized import LSQConv2d
 
 __all__ = [
     "SCHEMES",
@@ -23,9 +26,14 @@ __all__ = [
     "BiRealWeight",
     "BinaryConv2d",
     "BinaryLinear",
+    "ChannelBias",
     "DoReFaActivation",
     "DoReFaWeight",
+    "LSQConv2d",
+    "NasBnnWeight",
+    "RPReLU",
     "Scheme",
+    "TileChannels",
     "WeightBinarizer",
     "XnorActivation",
     "XnorWeight",

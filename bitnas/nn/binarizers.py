@@ -188,10 +188,14 @@ class BiRealActivation(ActivationBinarizer):
 
 
 class WeightBinarizer(nn.Module):
-    """Maps a weight `[Cout, ...]` to scale(w) * sign(w), with the same shape and dtype; sign(0) is +1."""
+    """Maps a weight `[Cout, ...]` to scale(w) * sign(latent(w)), with the same shape and dtype; sign(0) is +1."""
+
+    def latent(self, w: Tensor) -> Tensor:
+        """The full-precision weight whose signs are taken: `w` itself, unless the scheme normalises it first."""
+        return w
 
     def scale(self, w: Tensor) -> Tensor:
-        """The factor of sign(w), never negative: `[]` for one per layer, `[Cout]` for one per output channel."""
+        """The factor of the signs, never negative: `[]` for one per layer, `[Cout]` for one per output channel."""
         raise NotImplementedError
 
 
@@ -239,6 +243,27 @@ class BiRealWeight(WeightBinarizer):
         return _ClippedScaledSign.apply(w)
 
 
+class NasBnnWeight(BiRealWeight):
+    """b = a * sign(v) with v = (w - mean(w)) / std(w) and a = mean|v|, both per output channel, a held constant;
+    dL/dv = dL/db where |v| <= 1, else 0, and on to w through the standardisation.
+
+    Lin et al. 2024 (NAS-BNN), "Weight Normalization"; the standard deviation is the unbiased one. A channel whose
+    weights are all equal has v = 0.
+    """
+
+    def latent(self, w: Tensor) -> Tensor:
+        # One layout, so that one rounding: whose sign a weight near the mean gets must not depend on strides.
+        rows = w.contiguous().flatten(1)
+        deviation, mean = torch.std_mean(rows, 1, unbiased=rows.shape[1] > 1, keepdim=True)
+        return ((rows - mean) / deviation.clamp_min(torch.finfo(torch.float32).eps)).view(w.shape)
+
+    def scale(self, w: Tensor) -> Tensor:
+        return super().scale(self.latent(w))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return super().forward(self.latent(w))
+
+
 class Scheme(NamedTuple):
     """The two binarizer classes that a paper uses together."""
 
@@ -250,6 +275,7 @@ SCHEMES: dict[str, Scheme] = {
     "dorefa": Scheme(DoReFaActivation, DoReFaWeight),
     "xnor": Scheme(XnorActivation, XnorWeight),
     "bireal": Scheme(BiRealActivation, BiRealWeight),
+    "nasbnn": Scheme(BiRealActivation, NasBnnWeight),
 }
 
 

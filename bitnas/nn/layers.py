@@ -15,6 +15,43 @@ from bitnas.nn.binarizers import ActivationBinarizer, WeightBinarizer, get_schem
 Pair = tuple[int, int]
 
 
+def binary_weight(weight: Tensor, binarizer: WeightBinarizer) -> Tensor:
+    """What the kernels compute with: +1 or -1, shape and dtype of `weight`, detached."""
+    return sign(binarizer.latent(weight.detach()))
+
+
+def weight_scale(weight: Tensor, binarizer: WeightBinarizer) -> Tensor:
+    """The factor of each output channel, float64 `[Cout]`, detached."""
+    return binarizer.scale(weight.detach().double()).expand(weight.shape[0])
+
+
+def binary_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    binarizer: WeightBinarizer,
+    bias: Tensor | None = None,
+    *,
+    training: bool,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """What `BinaryConv2d` computes on an input that is binarized already: one function for layers whose weight is their
+    own and for those whose weight is made of a larger one.
+
+    Args:
+        x: `[N, Cin, H, W]` of two values. weight: latent, `[Cout, Cin / groups, kh, kw]`. bias: `[Cout]` or None.
+        training: True scales the weight before the dot product, with the scheme's pseudo-gradient; False scales the
+            exact integers after it, without a gradient for the weight.
+    """
+    if training:
+        return F.conv2d(x, binarizer(weight), bias, stride, padding, dilation, groups)
+    dot = F.conv2d(x, binary_weight(weight, binarizer), None, stride, padding, dilation, groups)
+    y = dot * weight_scale(weight, binarizer).to(dot.dtype).view(-1, 1, 1)
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
 class _BinaryLayer(nn.Module):
     """What the convolution and the linear layer share: a latent float weight and two binarizers."""
 
@@ -43,13 +80,12 @@ class _BinaryLayer(nn.Module):
             nn.init.zeros_(self.bias)
 
     def binary_weight(self) -> Tensor:
-        """sign(weight): +1 or -1, shape and dtype of `weight`, detached."""
-        return sign(self.weight.detach())
+        """The signs of the weight: +1 or -1, shape and dtype of `weight`, detached."""
+        return binary_weight(self.weight, self.weight_binarizer)
 
     def weight_scale(self) -> Tensor:
         """The factor of each output channel, float64 `[Cout]`, detached: a scheme's single scale is repeated."""
-        scale = self.weight_binarizer.scale(self.weight.detach().double())
-        return scale.expand(self.weight.shape[0])
+        return weight_scale(self.weight, self.weight_binarizer)
 
 
 class BinaryConv2d(_BinaryLayer):
@@ -97,15 +133,17 @@ class BinaryConv2d(_BinaryLayer):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.input_binarizer(x)
-        if self.training:
-            return self._convolve(x, self.weight_binarizer(self.weight), self.bias)
-        dot = self._convolve(x, self.binary_weight(), None)
-        y = dot * self.weight_scale().to(dot.dtype).view(-1, 1, 1)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return binary_conv2d(
+            self.input_binarizer(x),
+            self.weight,
+            self.weight_binarizer,
+            self.bias,
+            training=self.training,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
