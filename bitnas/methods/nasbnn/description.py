@@ -88,7 +88,7 @@ class Description:
         self._check_channels()
 
     def _check_channels(self) -> None:
-        """Every choice of channels must be reachable without ever shrinking, and divisible by every choice of groups."""
+        """Channels can go through the space without ever shrinking, and every choice of groups divides them."""
         before = self.stem
         for number, stage in enumerate(self.stages):
             where = f"stages[{number}]"
