@@ -146,7 +146,7 @@ def _(packed, channels, unit):
 
 
 def _float_conv2d_sizes(x: Tensor, weight: Tensor, geometry: tuple) -> tuple[int, int, int, int]:
-    sh, sw, ph, pw, _, pool_h, pool_w, pool_sh, pool_sw, pool_ph, pool_pw = geometry
+    sh, sw, ph, pw, _, pool_h, pool_w, pool_sh, pool_sw, pool_ph, pool_pw = geometry[:11]  # scale and slope follow
     height = _out_size(x.shape[2], ph, 1, weight.shape[0], sh)
     width = _out_size(x.shape[3], pw, 1, weight.shape[1], sw)
     height, width = _out_size(height, pool_ph, 1, pool_h, pool_sh), _out_size(width, pool_pw, 1, pool_w, pool_sw)

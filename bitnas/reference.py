@@ -54,10 +54,11 @@ def float_epilogue(
     slope: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``affine``, then + residual, then PReLU, each in float32; rounded to ``dtype`` at the end."""
+    """``affine``, then + residual (channels that are fewer repeat), then PReLU, each in float32; rounded to ``dtype``
+    at the end."""
     y = affine(dot, scale, bias)
     if residual is not None:
-        y = y + residual.float()
+        y = y + residual.float()[:, torch.arange(y.shape[1], device=y.device) % residual.shape[1]]
     if slope is not None:
         y = torch.where(y >= 0, y, y * slope.view(1, -1, *[1] * (dot.dim() - 2)))
     return y.to(dtype or torch.float32)

@@ -11,7 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..cost.agreement import Check
-    from ..methods.width.latency import LatencySpace
+    from ..cost.table_space import TableSpace
+    from ..methods.nasbnn.description import Description
 
 latency = typer.Typer(
     help="The latency of any network of a search space, from a table measured once on this device.",
@@ -19,15 +20,34 @@ latency = typer.Typer(
     rich_markup_mode=None,
 )
 
-_Model = Annotated[str, typer.Option(help="Network with a width code: vgg_small or resnet18.")]
+# Options that only the networks of one method have, by the name they have here.
+_WIDTH_ONLY = ("model", "choices", "base_width", "scheme")
+_NASBNN_ONLY = ("space",)
+
+_Method = Annotated[
+    str,
+    typer.Option(
+        help="width: widths of a network (Shen et al. 2019). nasbnn: subnets of a space (Lin et al. 2024). Options "
+        "that only one has name it first."
+    ),
+]
+_Space = Annotated[
+    str | None,
+    typer.Option(help="nasbnn: imagenet, cifar, small, or a JSON file. Default: that of the data set's preset."),
+]
+_Model = Annotated[
+    str | None, typer.Option(help="width: network with a width code, vgg_small or resnet18. [default: vgg_small]")
+]
 _Data = Annotated[
     str | None, typer.Option(help="Data set whose input size, classes and preset (base width, batch) count.")
 ]
-_Size = Annotated[str | None, typer.Option(help="C,H,W of one input. Default: the network's own.")]
-_Classes = Annotated[int | None, typer.Option(help="Outputs of the classifier. Default: the network's own.")]
-_Choices = Annotated[str | None, typer.Option(help="Ratios allowed for each width. [paper: 0.25,0.5,1,2,3,4]")]
-_BaseWidth = Annotated[float | None, typer.Option(help="Multiplies every base width. Default: 1.")]
-_Scheme = Annotated[str | None, typer.Option(help="How weights and activations become bits.")]
+_Size = Annotated[str | None, typer.Option(help="C,H,W of one input. Default: the network's or the space's own.")]
+_Classes = Annotated[
+    int | None, typer.Option(help="Outputs of the classifier. Default: the network's or the space's own.")
+]
+_Choices = Annotated[str | None, typer.Option(help="width: ratios allowed for each width. [paper: 0.25,0.5,1,2,3,4]")]
+_BaseWidth = Annotated[float | None, typer.Option(help="width: multiplies every base width. Default: 1.")]
+_Scheme = Annotated[str | None, typer.Option(help="width: how weights and activations become bits.")]
 _Batch = Annotated[int | None, typer.Option(help="Images per call. Default: 1.")]
 _Threads = Annotated[int, typer.Option(help="Threads that a network runs on.")]
 _Table = Annotated[
@@ -39,7 +59,9 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")
 
 @latency.command()
 def build(
-    model: _Model = "vgg_small",
+    method: _Method = "width",
+    model: _Model = None,
+    space: _Space = None,
     data: _Data = None,
     input_size: _Size = None,
     num_classes: _Classes = None,
@@ -54,17 +76,24 @@ def build(
     seconds: _Seconds = 0.5,
     json: _Json = False,
 ) -> None:
-    """Time every call that a network of the space can make, inside some hundred networks of random codes.
+    """Time every call that a network of the space can make, inside some hundred random networks.
 
     Run it on an idle machine. What was measured stays: the same command goes on after a stop.
     """
-    from ..methods.width import latency as methods
+    from ..cost import table_space
     from .output import interruptible, print_json
 
-    space, images = _space(model, data, input_size, num_classes, choices, base_width, scheme, batch)
+    chosen, images = _chosen(
+        method,
+        {"model": model, "space": space, "choices": choices, "base_width": base_width, "scheme": scheme},
+        data,
+        input_size,
+        num_classes,
+        batch,
+    )
     with interruptible("what was timed is in the table; the same command goes on"), _progress() as show:
-        report = methods.build(
-            space,
+        report = table_space.build(
+            chosen,
             table,
             batch=images,
             threads=threads,
@@ -74,7 +103,7 @@ def build(
             on_progress=show,
         )
     if json:
-        print_json({**report.to_dict(), "space": space.to_dict(), "batch": images, "threads": threads})
+        print_json({**report.to_dict(), "space": chosen.to_dict(), "batch": images, "threads": threads})
         return
     typer.echo(
         f"{report.entries} calls in {report.networks} networks ({report.visited} timed now, {report.seconds:.0f} s), "
@@ -86,7 +115,9 @@ def build(
 
 @latency.command()
 def check(
-    model: _Model = "vgg_small",
+    method: _Method = "width",
+    model: _Model = None,
+    space: _Space = None,
     data: _Data = None,
     input_size: _Size = None,
     num_classes: _Classes = None,
@@ -106,13 +137,20 @@ def check(
 
     Exit code 1 if the goal is missed: Spearman 0.98 or more and a median error of 5 % or less, on 50 networks or more.
     """
-    from ..methods.width import latency as methods
+    from ..cost import table_space
     from .output import interruptible, print_json
 
-    space, images = _space(model, data, input_size, num_classes, choices, base_width, scheme, batch)
+    chosen, images = _chosen(
+        method,
+        {"model": model, "space": space, "choices": choices, "base_width": base_width, "scheme": scheme},
+        data,
+        input_size,
+        num_classes,
+        batch,
+    )
     with interruptible("what was measured is in the table; the same command goes on"), _progress() as show:
-        found = methods.check(
-            space,
+        found = table_space.check(
+            chosen,
             table,
             networks=networks,
             batch=images,
@@ -127,7 +165,7 @@ def check(
         rows = ["predicted_us,measured_us", *(f"{p:.3f},{m:.3f}" for p, m in found.pairs)]
         write_bytes_atomic(pairs, ("\n".join(rows) + "\n").encode())
     if json:
-        print_json({**found.to_dict(), "space": space.to_dict(), "batch": images, "threads": threads})
+        print_json({**found.to_dict(), "space": chosen.to_dict(), "batch": images, "threads": threads})
     else:
         typer.echo(_sentences(found))
     if not found.good:
@@ -178,13 +216,7 @@ def _show(device: dict[str, Any]) -> None:
         f"{device['noisy']:.1%} noisy"
     )
     for space in device["spaces"]:
-        about = space["space"]
-        choices = ",".join(f"{choice:g}" for choice in about["choices"])
-        typer.echo(
-            f"  {about['model']} {'x'.join(map(str, about['input_size']))}, ratios {choices}, base width "
-            f"{about['base_width']:g}, {about['scheme']}: {space['networks']} networks, {space['first']} to "
-            f"{space['last']}"
-        )
+        typer.echo(f"  {_named(space['space'])}: {space['networks']} networks, {space['first']} to {space['last']}")
         text = "never checked: run bitnas latency check"
         if space["check"]:
             text = _sentences(Check.from_dict(space["check"]))
@@ -202,9 +234,33 @@ def _show(device: dict[str, Any]) -> None:
         console().print(table(["call", "reads", "µs", "95 %", "readings", ""], rows))
 
 
+def _named(space: dict[str, Any]) -> str:
+    """A space of a table in a line."""
+    size = "x".join(map(str, space["input_size"]))
+    if "stages" in space:
+        from ..methods.nasbnn.description import DESCRIPTIONS, Description
+
+        own = Description.from_dict({"name": "own", **{name: v for name, v in space.items() if name != "method"}})
+        same = [found.name for found in DESCRIPTIONS.values() if _choices_of(found) == _choices_of(own)]
+        stages = " ".join(f"{'/'.join(map(str, stage.channels))}" for stage in own.stages)
+        name = f"subnets of {same[0]}" if same else f"subnets of stages {stages}"
+        return f"{name} {size}, {own.num_classes} classes"
+    choices = ",".join(f"{choice:g}" for choice in space["choices"])
+    return f"{space['model']} {size}, ratios {choices}, base width {space['base_width']:g}, {space['scheme']}"
+
+
+def _choices_of(description: Description) -> tuple[Any, ...]:
+    return description.stem, description.stem_stride, description.stages
+
+
 def _sizes(arguments: dict[str, Any]) -> str:
     pairs = (("in_channels", "out_channels"), ("in_features", "out_features"))
-    return " ".join(f"{arguments[a]}→{arguments[b]}" for a, b in pairs if a in arguments and b in arguments)
+    found = [f"{arguments[a]}→{arguments[b]}" for a, b in pairs if a in arguments and b in arguments]
+    if found and "kernel_size" in arguments:
+        found.append("x".join(map(str, arguments["kernel_size"])))
+    if arguments.get("groups", 1) > 1:
+        found.append(f"{arguments['groups']} groups")
+    return " ".join(found)
 
 
 def _sentences(check: Check) -> str:
@@ -238,35 +294,63 @@ def _why(check: Check) -> str:
     return "do not trust this table; build it again on an idle machine, with more --rounds and --seconds"
 
 
-def _space(
-    model: str,
+def _chosen(
+    method: str,
+    options: dict[str, Any],
     data: str | None,
     input_size: str | None,
     num_classes: int | None,
-    choices: str | None,
-    base_width: float | None,
-    scheme: str | None,
     batch: int | None,
-) -> tuple[LatencySpace, int]:
-    """What the options say, then what the data set's preset says, then what the model says; and the batch."""
-    from ..methods.width.config import PRESETS
-    from ..methods.width.latency import LatencySpace
-    from ..models import make_config
-    from .output import floats, integers
+) -> tuple[TableSpace, int]:
+    """The space that the options name, and the batch.
 
-    preset: dict[str, Any] = {}
+    What an option says comes first, then what the data set and its preset say, then the network or the space itself.
+    Raises ValueError for an unknown method, or an option of the other one.
+    """
+    from .output import integers
+
+    methods = {"width": (_width, _NASBNN_ONLY), "nasbnn": (_nasbnn, _WIDTH_ONLY)}
+    if method not in methods:
+        raise ValueError(f"--method: got {method!r}, wanted one of {', '.join(methods)}")
+    make, foreign = methods[method]
+    for name in foreign:
+        if options[name] is not None:
+            other = "nasbnn" if method == "width" else "width"
+            raise ValueError(
+                f"--{name.replace('_', '-')}: is an option of --method {other} and says nothing of networks of "
+                f"--method {method}; leave it out"
+            )
     size, classes = integers("--input-size", input_size), num_classes
     if data is not None:
         from ..data import load
 
         source = load(data)
         size, classes = size or source.input_size, classes or source.num_classes
-        preset = PRESETS.get(Path(data).stem, {})
+    space, preset = make(options, data, size, classes)
+    return space, (batch if batch is not None else preset.get("latency_batch", 1))
+
+
+def _preset(presets: dict[str, dict[str, Any]], data: str | None) -> dict[str, Any]:
+    """The settings that suit a data set, whatever number of images per class is asked of it."""
+    return {} if data is None else presets.get(Path(data.partition(":")[0]).stem, {})
+
+
+def _width(
+    options: dict[str, Any], data: str | None, size: tuple[int, ...] | None, classes: int | None
+) -> tuple[TableSpace, dict[str, Any]]:
+    from ..methods.width.config import PRESETS
+    from ..methods.width.latency import LatencySpace
+    from ..models import make_config
+    from .output import floats
+
+    preset = _preset(PRESETS, data)
+    model = options["model"] or "vgg_small"
     default = make_config(model, num_classes=classes, input_size=size)
+    base_width = options["base_width"]
     given: dict[str, Any] = {
-        "choices": floats("--choices", choices) or preset.get("choices"),
+        "choices": floats("--choices", options["choices"]) or preset.get("choices"),
         "base_width": preset.get("base_width") if base_width is None else base_width,
-        "scheme": scheme,
+        "scheme": options["scheme"],
     }
     space = LatencySpace(
         model=model,
@@ -274,7 +358,25 @@ def _space(
         input_size=default.input_size,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return space, (batch if batch is not None else preset.get("latency_batch", 1))
+    return space, preset
+
+
+def _nasbnn(
+    options: dict[str, Any], data: str | None, size: tuple[int, ...] | None, classes: int | None
+) -> tuple[TableSpace, dict[str, Any]]:
+    from ..methods.nasbnn.config import PRESETS
+    from ..methods.nasbnn.description import DESCRIPTIONS, load
+    from ..methods.nasbnn.latency import LatencySpace
+
+    preset = _preset(PRESETS, data)
+    name = options["space"] or preset.get("space")
+    if name is None:
+        raise ValueError(
+            f"--space: got none, wanted one of {', '.join(DESCRIPTIONS)}, or a JSON file; --data digits, say, chooses "
+            "that of its preset"
+        )
+    space = load(name)
+    return LatencySpace(space.for_data(size or space.input_size, classes or space.num_classes)), preset
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -85,31 +85,48 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
 
 def networks_table(networks: Sequence[Network]) -> Table:
     """Networks of a front or a study with the figures that were measured on them."""
-    from ..report import numbers
-
     rows = []
     for index, network in enumerate(networks):
         label = str(network.values.get("label") or f"front {index + 1}")
         if not network.values.get("label"):
             label += "  " + ",".join(f"{ratio:g}" for ratio in network.values.get("ratios") or ())
-        accuracy = numbers.percent(network.get("accuracy"))
-        if network.interval:
-            accuracy += f" ({100 * network.interval[0]:.1f}–{100 * network.interval[1]:.1f})"
-        latency = numbers.duration(network.get("latency_us"))
-        if network.get("latency_iqr_us") is not None:
-            latency += f" (IQR {numbers.duration(network.get('latency_iqr_us'))})"
-        rows.append(
-            [
-                label,
-                accuracy,
-                numbers.count(network.get("bops")),
-                numbers.count(network.get("flops")),
-                latency,
-                numbers.size(network.get("packed_bytes")),
-                {True: "yes", False: "NO", None: numbers.MISSING}[network.verified],
-            ]
-        )
+        rows.append([label, *_figures(network, "bops", "flops")])
     return table(["network", "accuracy", "BOPs", "FLOPs", "latency", "packed size", "verified"], rows)
+
+
+def subnets_table(networks: Sequence[Network]) -> Table:
+    """The same of subnets: their OPs, and the channels of stem and blocks, a bar where the resolution is halved."""
+    rows = []
+    for index, network in enumerate(networks):
+        label = str(network.values.get("label") or f"front {index + 1}")
+        rows.append([label, *_figures(network, "bops", "ops"), _channels(network.values.get("subnet") or {})])
+    return table(["network", "accuracy", "BOPs", "OPs", "latency", "packed size", "verified", "channels"], rows)
+
+
+def _channels(subnet: Mapping[str, Any]) -> str:
+    words = [str(subnet.get("stem", ""))]
+    for block in subnet.get("blocks", ()):
+        words += ["|"] * (block.get("stride", 1) == 2) + [str(block["channels"])]
+    return " ".join(words)
+
+
+def _figures(network: Network, *counts: str) -> list[str]:
+    """Accuracy, some counts, latency, size of the file, and whether it was verified."""
+    from ..report import numbers
+
+    accuracy = numbers.percent(network.get("accuracy"))
+    if network.interval:
+        accuracy += f" ({100 * network.interval[0]:.1f}–{100 * network.interval[1]:.1f})"
+    latency = numbers.duration(network.get("latency_us"))
+    if network.get("latency_iqr_us") is not None:
+        latency += f" (IQR {numbers.duration(network.get('latency_iqr_us'))})"
+    return [
+        accuracy,
+        *(numbers.count(network.get(name)) for name in counts),
+        latency,
+        numbers.size(network.get("packed_bytes")),
+        {True: "yes", False: "NO", None: numbers.MISSING}[network.verified],
+    ]
 
 
 @contextmanager

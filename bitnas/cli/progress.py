@@ -9,7 +9,7 @@ from .output import console
 
 
 class ProgressView:
-    """Context manager to be passed as `on_progress`. It knows the events of `bitnas.methods.width`; one it does not
+    """Context manager to be passed as `on_progress`. It knows the events of `bitnas.methods`; one it does not
     know moves a bar if it carries `done` and `total`, and is otherwise left alone.
     """
 
@@ -75,6 +75,26 @@ class ProgressView:
 
     def _on_parent_end(self, event: dict[str, Any]) -> None:
         self.say(f"widest network trained: {_percent(event['accuracy'])} on the validation split")
+
+    def _on_supernet_start(self, event: dict[str, Any]) -> None:
+        self.advance("training the supernet", 0, event["epochs"])
+
+    def _on_supernet_step(self, event: dict[str, Any]) -> None:
+        name = f"training the supernet, epoch {event['epoch'] + 1}/{event['epochs']}"
+        self.advance(name, event["step"], event["steps"])
+
+    def _on_supernet_epoch(self, event: dict[str, Any]) -> None:
+        if (event["epoch"] + 1) % max(1, event["epochs"] // 10) == 0:
+            self.say(
+                f"supernet, epoch {event['epoch'] + 1}/{event['epochs']}: loss {event['loss']:.3f}, biggest subnet "
+                f"{_percent(event['accuracy'])} on the validation split"
+            )
+
+    def _on_supernet_end(self, event: dict[str, Any]) -> None:
+        if event["given"]:
+            self.say("supernet given, and copied into the folder")
+        else:
+            self.say(f"supernet trained: biggest subnet {_percent(event['accuracy'])} on the validation split")
 
     def _on_generation_start(self, event: dict[str, Any]) -> None:
         self._generation = f"generation {event['generation'] + 1}/{event['generations']}"

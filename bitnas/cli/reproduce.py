@@ -1,15 +1,13 @@
-"""`bitnas reproduce`: a paper's tables as printed beside ours, and the test of its claim."""
+"""`bitnas reproduce`: what a paper prints beside ours, and the tests of its claims, by one module for each paper."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-PAPERS = ("shen2019",)
+PAPERS = ("shen2019", "nasbnn")
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -22,55 +20,89 @@ def _seeds(text: str) -> int | list[int]:
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Which paper: shen2019.")],
+    paper: Annotated[str, typer.Argument(help="Which paper: shen2019 or nasbnn.")],
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and CSV, made if missing.")] = None,
-    table: Annotated[int | None, typer.Option(help="1 or 2. Default: both.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only the row of this key; may be repeated.")] = None,
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Time the frozen networks and their float twins here.")
     ] = True,
     batch: Annotated[int, typer.Option(help="Images per call that is timed.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the timing.")] = 1,
-    data: Annotated[
-        str | None, typer.Option(help="Data set: reports our accuracy of the trained networks in the folder.")
-    ] = None,
     retime: Annotated[bool, typer.Option("--retime", help="Time rows of the folder again that were noisy.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set: of the trained networks in the folder, and of the claims and studies [digits]."),
+    ] = None,
+    table: Annotated[int | None, typer.Option(help="shen2019: 1 or 2. Default: both.")] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Train what is missing by the paper's recipe: hours to days, resumable.")
+        bool,
+        typer.Option("--train", help="shen2019: train what is missing by its recipe: hours to days, resumable."),
     ] = False,
-    recipe: Annotated[str | None, typer.Option(help="Of training, in place of the paper's.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of --train, or of the claim's runoff and test.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="shen2019: of training, in place of the paper's.")] = None,
     base_width: Annotated[float, typer.Option(help="With --train or --claim: multiplies base widths.")] = 1.0,
     seed: Annotated[int, typer.Option(help="With --train: of training.")] = 0,
     claim: Annotated[
         bool,
-        typer.Option("--claim", help="Instead of the tables: do searched widths beat uniform ones on --data? [digits]"),
+        typer.Option(
+            "--claim", help="shen2019, instead of the tables: do searched widths beat uniform ones on --data?"
+        ),
     ] = False,
-    seeds: Annotated[
-        str, typer.Option(help="With --claim: how many searches, each with its own split, or which: 3,4,5.")
-    ] = "3",
     budget: Annotated[
         float | None,
         typer.Option(help="With --claim: the most FLOPs of a network, in those of the un-widened one."),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="With --claim: trainings of each winner and each partner.")] = 8,
     population: Annotated[int | None, typer.Option(help="With --claim: of each search.")] = None,
     generations: Annotated[int | None, typer.Option(help="With --claim: of each search.")] = None,
-    workers: Annotated[int | None, typer.Option(help="With --claim: processes that train.")] = None,
+    ranking: Annotated[
+        bool, typer.Option("--ranking", help="nasbnn: do a supernet's subnets rank like the same trained alone?")
+    ] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="nasbnn: what each of the three training strategies is worth.")
+    ] = False,
+    against: Annotated[
+        bool, typer.Option("--against", help="nasbnn: its front beside random search and the width search.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Of --train, of a claim's runoff and test, or a study.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Of a claim or study: how many, each with its own split, or which: 3,4,5. [3]")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Of a claim or study: trainings of each network that is compared.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Of a claim or study: processes that train.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Recompute the tables of a paper, mark what is equal and what is not, and find their misprints.
+    """Recompute what a paper prints, mark what is equal and what is not, and find its misprints.
 
-    With --claim, search on a data set and let the winners meet uniform widths of their cost on unseen images.
-    The same command goes on after a stop, if it has a folder.
+    With --claim, --ranking, --ablation or --against, train and search on a data set to test what a paper claims. The
+    same command goes on after a stop, if it has a folder.
     """
-    from .output import interruptible, print_json
-    from .progress import ProgressView
-
     if paper not in PAPERS:
         raise ValueError(f"paper: got {paper!r}, wanted one of {', '.join(PAPERS)}")
-    if train and (data is None or out is None or table is None):
-        raise ValueError("--train needs --data, --out and --table: networks are trained on that data set and kept")
+    studies = {"ranking": ranking, "ablation": ablation, "against": against}
+    common: dict[str, Any] = {"rows": row or None, "batch": batch, "threads": threads, "retime": retime}
+    if paper == "nasbnn":
+        other = {"table": table, "train": train, "recipe": recipe, "claim": claim, "budget": budget, "seed": seed}
+        other |= {"population": population, "generations": generations, "base_width": base_width != 1}
+        _refuse(paper, other)
+        if any(studies.values()):
+            from .reproduce_nasbnn import run_studies
+
+            if out is None:
+                raise ValueError("--ranking, --ablation and --against need --out, a folder for what they train")
+            options: dict[str, Any] = {"data": data, "epochs": epochs, "repeats": repeats, "workers": workers}
+            chosen = {name: value for name, value in options.items() if value is not None}
+            chosen |= {} if seeds is None else {"seeds": _seeds(seeds)}
+            run_studies(out, json, **studies, **chosen)
+            return
+        _refuse(paper, {"data": data, "epochs": epochs, "repeats": repeats, "workers": workers, "seeds": seeds})
+        from .reproduce_known import run_known
+
+        run_known(out, json, latency=latency, **common)
+        return
+    _refuse(paper, studies)
+    from . import reproduce_shen2019
+
     if claim:
         if out is None:
             raise ValueError("--claim needs --out, a folder for its searches")
@@ -83,92 +115,35 @@ def reproduce(
             "base_width": None if base_width == 1 else base_width,
         }
         settings = {name: value for name, value in changed.items() if value is not None}
-        _claim(out, json, data=data or "digits", seeds=_seeds(seeds), repeats=repeats, epochs=epochs, settings=settings)
-        return
-    from ..methods.width.reproduce import reproduce as run
-
-    kept = f"finished rows are kept. To go on: {shlex.join(['bitnas', *sys.argv[1:]])}"
-    with interruptible(kept if out is not None else "nothing is kept without --out"), ProgressView() as view:
-        result = run(
+        reproduce_shen2019.run_claim(
             out,
-            tables=(1, 2) if table is None else (table,),
-            rows=row or None,
-            latency=latency,
-            batch=batch,
-            threads=threads,
-            retime=retime,
-            data=data,
-            train=train,
-            recipe=recipe,
+            json,
+            data=data or "digits",
+            seeds=_seeds(seeds or "3"),
+            repeats=8 if repeats is None else repeats,
             epochs=epochs,
-            seed=seed,
-            base_width=base_width,
-            on_progress=view,
+            settings=settings,
         )
-    if out is not None:
-        from ..report import build
-
-        build(out)
-    if json:
-        print_json(result)
         return
-    _show(result, out)
+    if train and (data is None or out is None or table is None):
+        raise ValueError("--train needs --data, --out and --table: networks are trained on that data set and kept")
+    reproduce_shen2019.run_tables(
+        out,
+        json,
+        tables=(1, 2) if table is None else (table,),
+        latency=latency,
+        data=data,
+        train=train,
+        recipe=recipe,
+        epochs=epochs,
+        seed=seed,
+        base_width=base_width,
+        **common,
+    )
 
 
-def _show(result: dict[str, Any], out: Path | None) -> None:
-    from ..methods.width.reproduce import COLUMNS, cells, title
-    from .output import console, table
-
-    screen = console()
-    for found in result["tables"]:
-        rows = cells(found)
-        # A column without a single figure tells nothing. Costs and results apart, to fit a terminal.
-        shown = [i for i in range(1, len(COLUMNS)) if any(row[i] != "–" for row in rows)]
-        for part, about in ((slice(0, 6), "costs"), (slice(6, None), "accuracy in percent, and time on this machine")):
-            columns = [0, *(i for i in shown if i in range(1, len(COLUMNS))[part])]
-            if len(columns) > 1:
-                names = [COLUMNS[i] for i in columns]
-                figures = [[row[i] for i in columns] for row in rows]
-                screen.print(table(names, figures, title=f"{title(found)}: {about}"))
-    for finding in result["findings"]:
-        screen.print(f"{finding['verdict']:>12}  {finding['statement']}", markup=False)
-    counted = ", ".join(f"{number} {status}" for status, number in result["summary"].items())
-    screen.print(f"\nprinted figures: {counted}")
-    if out is not None:
-        screen.print(f"wrote {out / 'reproduction.json'}, reproduction.md and a CSV file for each table", markup=False)
-        screen.print(f"report: {out / 'report.html'}", markup=False)
-
-
-def _claim(out: Path, as_json: bool, **options: Any) -> None:
-    from ..methods.width.claim import claim
-    from ..report import build, numbers
-    from .output import console, interruptible, print_json, table
-    from .progress import ProgressView
-
-    again = shlex.join(["bitnas", *sys.argv[1:]])
-    with interruptible(f"finished trainings are kept. To go on: {again}"), ProgressView() as view:
-        result = claim(out, **options, on_progress=view)
-    build(out)
-    if as_json:
-        print_json(result)
-        return
-    rows = []
-    for found in result["runs"]:
-        for kind in ("searched", "uniform"):
-            network = found[kind]
-            rows.append(
-                [
-                    f"seed {found['seed']}: {kind}",
-                    ",".join(f"{width}" for width in network["widths"]),
-                    numbers.count(network["flops"]),
-                    f"{numbers.percent(network['accuracy'])} (sd {100 * network['sd']:.1f})",
-                    numbers.points(found["difference"]) if kind == "searched" else "",
-                ]
-            )
-    screen = console()
-    screen.print(table(["network", "widths", "FLOPs", "test accuracy", "difference"], rows))
-    tried = sum(found["networks_tried"] for found in result["runs"])
-    screen.print(f"{tried} networks searched, {result['trainings']} trainings", markup=False)
-    if result["overall"] is not None:
-        screen.print(result["overall"]["verdict"], markup=False)
-    screen.print(f"wrote {out / 'claim.json'}; report: {out / 'report.html'}", markup=False)
+def _refuse(paper: str, options: dict[str, Any]) -> None:
+    """An option that says nothing about a paper is a mistake, not something to leave unsaid."""
+    for name, value in options.items():
+        if value not in (None, False, 0):
+            raise ValueError(f"--{name.replace('_', '-')} says nothing about {paper} here; see bitnas reproduce --help")

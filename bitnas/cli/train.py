@@ -1,11 +1,15 @@
-"""`bitnas train`: one network by name, trained, frozen, verified and saved, by one process or by those of torchrun."""
+"""`bitnas train`: one network by name, trained, frozen, verified and saved, by one process or by those of torchrun.
+
+A supernet is trained by the same command (`train_supernet.py`), which shares what is said here about data and recipe.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +26,9 @@ CHECKPOINT = "train.ckpt.safetensors"
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the weights, made if missing.")],
-    model: Annotated[str, typer.Option(help="A name of bitnas.list_models(), or of a published code.")] = "vgg_small",
+    model: Annotated[
+        str | None, typer.Option(help="A name of bitnas.list_models(), or of a published code. [vgg_small]")
+    ] = None,
     data: Annotated[str, typer.Option(help="Data set: a name, or a path that bitnas.data.load reads.")] = "digits",
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
     size: Annotated[
@@ -66,7 +72,26 @@ def train(
         typer.Option(help="Share of the training images held out for validation. [0.25; 0.1 beside a test set]"),
     ] = None,
     base_width: Annotated[float | None, typer.Option(help="Multiplies every base width.")] = None,
-    scheme: Annotated[str, typer.Option(help="How weights and activations become bits.")] = "dorefa",
+    scheme: Annotated[str | None, typer.Option(help="How weights and activations become bits. [dorefa]")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="nasbnn trains a supernet instead of one network; --model and the like do not go with it."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Of a supernet: imagenet, cifar, small, or a .json file. Default: by the data.")
+    ] = None,
+    no_bi_teacher: Annotated[
+        bool, typer.Option("--no-bi-teacher", help="Of a supernet: the teacher's weights are binary too.")
+    ] = False,
+    no_bi_transformation: Annotated[
+        bool, typer.Option("--no-bi-transformation", help="Of a supernet: without matrices for its kernels.")
+    ] = False,
+    no_weight_normalization: Annotated[
+        bool, typer.Option("--no-weight-normalization", help="Of a supernet: weights are not standardised.")
+    ] = False,
+    consistency: Annotated[
+        float | None, typer.Option(help="Of a supernet: factor of the loss between binary and float weights. [0]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the split, the first weights and the order of images.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. They are part of what a seed repeats.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
@@ -77,9 +102,24 @@ def train(
 
     The same command goes on after a stop, from the last checkpoint. Several processes share the work when torchrun
     starts them: torchrun --nproc-per-node 2 -m bitnas train ... Writes DIR/model.safetensors (float),
-    DIR/frozen.safetensors (packed), DIR/train.json, DIR/log.csv, and DIR/tensorboard if that is installed.
+    DIR/frozen.safetensors (packed), DIR/train.json, DIR/log.csv, and DIR/tensorboard if that is installed. With
+    --method nasbnn: DIR/supernet.safetensors, and the accuracy of some of its subnets in DIR/train.json.
     """
     from .output import floats, integers, interruptible, print_json
+
+    if method not in (None, "nasbnn"):
+        raise ValueError(f"--method must be nasbnn, or left out to train one network, got {method!r}")
+    of_networks = {"--model": model, "--ratios": ratios, "--base-width": base_width, "--scheme": scheme}
+    of_supernets = {
+        "--space": space,
+        "--no-bi-teacher": no_bi_teacher or None,
+        "--no-bi-transformation": no_bi_transformation or None,
+        "--no-weight-normalization": no_weight_normalization or None,
+        "--consistency": consistency,
+    }
+    for option, value in (of_networks if method else of_supernets).items():
+        if value is not None:
+            raise ValueError(f"{option} {'does not go' if method else 'goes only'} with --method nasbnn")
 
     changes = {
         "epochs": epochs,
@@ -104,31 +144,46 @@ def train(
         "keep": keep,
     }
     code = floats("--ratios", ratios)
-    with interruptible(f"finished steps are kept. To go on: {_command()}"):
-        result = train_to_folder(
-            out,
-            model=model,
-            data=data,
-            data_options={"root": data_root, "size": size, "workers": workers},
-            ratios=code[0] if code is not None and len(code) == 1 else code,
-            recipe=recipe,
-            changes={
-                name: value
-                for name, value in changes.items()
-                if value is not None or (name == "crop" and crop == "none")
-            },
-            val_share=val_share,
-            base_width=base_width,
-            scheme=scheme,
-            seed=seed,
-            threads=threads,
-            device=device,
-            checkpoint_every=checkpoint_every,
-        )
+    common: dict[str, Any] = {
+        "data": data,
+        "data_options": {"root": data_root, "size": size, "workers": workers},
+        "recipe": recipe,
+        "changes": {
+            name: value for name, value in changes.items() if value is not None or (name == "crop" and crop == "none")
+        },
+        "val_share": val_share,
+        "seed": seed,
+        "threads": threads,
+        "device": device,
+        "checkpoint_every": checkpoint_every,
+    }
+    with interruptible(f"finished steps are kept. To go on: {command_line()}"):
+        if method:
+            from . import train_supernet
+
+            strategies = {
+                "bi_teacher": not no_bi_teacher,
+                "bi_transformation": not no_bi_transformation,
+                "weight_normalization": not no_weight_normalization,
+                "consistency": consistency or 0.0,
+            }
+            result = train_supernet.train_to_folder(out, space=space, strategies=strategies, **common)
+        else:
+            result = train_to_folder(
+                out,
+                model=model or "vgg_small",
+                ratios=code[0] if code is not None and len(code) == 1 else code,
+                base_width=base_width,
+                scheme=scheme or "dorefa",
+                **common,
+            )
     if result is None:  # not the process that speaks
         return
     if json:
         print_json(result)
+        return
+    if method:
+        _print_subnets(result, out)
         return
     from ..report import numbers
 
@@ -176,15 +231,12 @@ def train_to_folder(
     from .. import data as datasets
     from ..data.check import class_names, preprocessing
     from ..methods.width import preset
-    from ..train import RECIPES, distributed, evaluate, folder
+    from ..train import RECIPES, distributed, evaluate, fit, folder
 
     defaults = preset(data)
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    use_threads(threads)
     place = distributed.local_device(device)
     with distributed.joined(place):
         first, processes = distributed.rank() == 0, distributed.process_count()
@@ -193,8 +245,8 @@ def train_to_folder(
         large = defaults.recipe == "shen2019-cifar10" and min(dataset.input_size[1:]) > 64
         name = recipe or ("shen2019-imagenet" if large else defaults.recipe)
         settings = changed_recipe(RECIPES[name], changes)
-        share = _share(dataset, val_share)
-        parts = _parts(dataset, share, seed)
+        share = validation_share(dataset, val_share)
+        parts = data_parts(dataset, share, seed)
         torch.manual_seed(seed)
         network: nn.Module = create_model(
             model,
@@ -217,7 +269,7 @@ def train_to_folder(
                         "processes": processes,
                         "recipe": {"name": name, **settings.to_dict()},
                     },
-                    {"bitnas": __version__, "torch": torch.__version__, "command": _command()},
+                    {"bitnas": __version__, "torch": torch.__version__, "command": command_line()},
                     out / CHECKPOINT,
                 )
             if first:
@@ -226,8 +278,21 @@ def train_to_folder(
                     recipe_line(name, RECIPES[name], settings, len(parts["train"]), place.type, processes),
                     *(f"note: {note}" for note in dataset.notes),
                 ]
-                _say(lines, settings, len(parts["train"]))
-            _fit(network.to(place), parts, settings, out, seed=seed, checkpoint_every=checkpoint_every, speak=first)
+                say(lines, settings, len(parts["train"]))
+            with progress(settings.epochs, speak=first) as (on_epoch, on_step):
+                fit(
+                    network.to(place),
+                    parts["train"],
+                    settings,
+                    seed=seed,
+                    val=parts.get("val"),
+                    checkpoint=out / CHECKPOINT,
+                    checkpoint_every=checkpoint_every,
+                    log=out / "log.csv",
+                    tensorboard=out / "tensorboard",
+                    on_epoch=on_epoch,
+                    on_step=on_step,
+                )
             accuracy = evaluate(network, parts["test"])
             if not first:
                 return None
@@ -267,7 +332,17 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _share(dataset: Source, val_share: float | None) -> float:
+def use_threads(threads: int | None) -> None:
+    """What --threads asks for."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
+def validation_share(dataset: Source, val_share: float | None) -> float:
     """The part of the images outside the test part that validates."""
     share = val_share if val_share is not None else 0.25 if dataset.test is None else 0.1
     if not 0 <= share < 1:
@@ -275,7 +350,7 @@ def _share(dataset: Source, val_share: float | None) -> float:
     return share
 
 
-def _parts(dataset: Source, val_share: float, seed: int) -> dict[str, Source]:
+def data_parts(dataset: Source, val_share: float, seed: int) -> dict[str, Source]:
     """The data set's train, val and test parts by name; without val if it gets no image."""
     splits = dataset.split(0.8 * (1 - val_share), 0.8 * val_share, 0.2, seed=seed)
     if not len(splits.test):
@@ -294,14 +369,16 @@ def _parts(dataset: Source, val_share: float, seed: int) -> dict[str, Source]:
 
 def network_line(config: Any, data: str, dataset: Source, parts: Mapping[str, Source]) -> str:
     """What is trained on what."""
+    ratios = ",".join(f"{ratio:g}" for ratio in config.ratios)
+    return f"{config.name}  base width {config.base_width:g}, ratios {ratios}, on {data}: {parts_line(dataset, parts)}"
+
+
+def parts_line(dataset: Source, parts: Mapping[str, Source]) -> str:
+    """How many images each part has, and what they are."""
     words = {"train": "to train on", "val": "to validate", "test": "to test"}
     sizes = ", ".join(f"{len(parts[name]):,} {use}" for name, use in words.items() if name in parts)
-    ratios = ",".join(f"{ratio:g}" for ratio in config.ratios)
     shape = "x".join(map(str, dataset.input_size))
-    return (
-        f"{config.name}  base width {config.base_width:g}, ratios {ratios}, on {data}: {sizes}; {shape} in "
-        f"{dataset.num_classes} classes"
-    )
+    return f"{sizes}; {shape} in {dataset.num_classes} classes"
 
 
 def recipe_line(name: str, known: Recipe, recipe: Recipe, images: int, device: str, processes: int) -> str:
@@ -331,7 +408,7 @@ def recipe_line(name: str, known: Recipe, recipe: Recipe, images: int, device: s
     return f"recipe {name}: {', '.join(words)}; {place}"
 
 
-def _say(lines: list[str], recipe: Recipe, images: int) -> None:
+def say(lines: list[str], recipe: Recipe, images: int) -> None:
     """What is known before the first step, on stderr."""
     import math
 
@@ -343,19 +420,11 @@ def _say(lines: list[str], recipe: Recipe, images: int) -> None:
         console(stderr=True).print(line, markup=False)
 
 
-def _fit(
-    network: nn.Module,
-    parts: Mapping[str, Source],
-    settings: Recipe,
-    out: Path,
-    *,
-    seed: int,
-    checkpoint_every: float,
-    speak: bool,
-) -> None:
+@contextmanager
+def progress(epochs: int, *, speak: bool) -> Iterator[tuple[Callable[[Epoch], None], Callable[[int, int, int], None]]]:
+    """What `fit` is given as `on_epoch` and `on_step`; silent unless this process is to `speak`."""
     import time
 
-    from ..train import fit
     from .progress import ProgressView
 
     with ProgressView() as view:
@@ -365,27 +434,15 @@ def _fit(
             nonlocal shown
             if speak and time.monotonic() - shown > 0.2:
                 shown = time.monotonic()
-                view.advance(f"epoch {epoch + 1}/{settings.epochs}", done, steps)
+                view.advance(f"epoch {epoch + 1}/{epochs}", done, steps)
 
         def on_epoch(epoch: Epoch) -> None:
             spent.append(epoch.seconds)
             if speak:
-                left = (settings.epochs - epoch.epoch - 1) * sum(spent) / len(spent)
-                view.say(epoch_line(epoch, settings.epochs, left))
+                left = (epochs - epoch.epoch - 1) * sum(spent) / len(spent)
+                view.say(epoch_line(epoch, epochs, left))
 
-        fit(
-            network,
-            parts["train"],
-            settings,
-            seed=seed,
-            val=parts.get("val"),
-            checkpoint=out / CHECKPOINT,
-            checkpoint_every=checkpoint_every,
-            log=out / "log.csv",
-            tensorboard=out / "tensorboard",
-            on_epoch=on_epoch,
-            on_step=on_step,
-        )
+        yield on_epoch, on_step
 
 
 def epoch_line(epoch: Epoch, epochs: int, left_s: float) -> str:
@@ -437,7 +494,23 @@ def _finish(network: nn.Module, test: Source, accuracy: float, out: Path, facts:
     return result
 
 
-def _command() -> str:
+def _print_subnets(result: Mapping[str, Any], out: Path) -> None:
+    from ..report import numbers
+
+    images = result["accuracy_images"]
+    typer.echo(
+        f"{result['parameters']:,} parameters; subnets on {images} {result['accuracy_on']} images, recalibrated:"
+    )
+    for row in result["subnets"]:
+        low, high = wilson_interval(round(row["accuracy"] * images), images)
+        typer.echo(
+            f"{row['label']:9} {numbers.percent(row['accuracy'])} (95 % interval {numbers.percent(low)} to "
+            f"{numbers.percent(high)}), {numbers.count(row['ops'])} OPs"
+        )
+    typer.echo(f"wrote     {out / 'supernet.safetensors'}")
+
+
+def command_line() -> str:
     """What a person types to start this again."""
     again = shlex.join(["bitnas", *sys.argv[1:]])
     if "TORCHELASTIC_RUN_ID" not in os.environ:

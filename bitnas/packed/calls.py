@@ -16,12 +16,14 @@ from bitnas.packed.network import PackedNetwork
 from bitnas.packed.steps import INPUT, Step, build_layer
 
 
-def call_signatures(steps: Iterable[Step], input_shape: tuple[int, ...], memory: Memory = "fast") -> list[str]:
+def call_signatures(
+    steps: Iterable[Step], input_shape: tuple[int, ...], memory: Memory = "fast", dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Signatures of the calls of a forward pass, in order, and last that of the pass around them.
 
     Args:
         steps: of a frozen network (:attr:`PackedNetwork.steps`); its layers are built without storage.
-        input_shape: ``[N, C, H, W]``.
+        input_shape: ``[N, C, H, W]``. dtype: of the input; uint8 for a network that takes pixels.
 
     Raises:
         ValueError: steps that make no network. RuntimeError: ones that do not run on such an input.
@@ -30,7 +32,7 @@ def call_signatures(steps: Iterable[Step], input_shape: tuple[int, ...], memory:
     with torch.device("meta"), torch.inference_mode():
         layers = {step.name: layer for step in steps if (layer := build_layer(step)) is not None}
         network = PackedNetwork(steps, layers, None, memory)
-        found = _walk(network, torch.empty(input_shape))
+        found = _walk(network, torch.empty(input_shape, dtype=dtype))
     return [*found, canonical({"does": "pass", "calls": len(found)})]
 
 

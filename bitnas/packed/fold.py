@@ -25,12 +25,16 @@ class ChannelAffine:
 
 
 def fold_affine(
-    scale: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm | None, name: str
+    scale: Tensor,
+    bias: Tensor | None,
+    norm: nn.modules.batchnorm._BatchNorm | None,
+    name: str,
+    offset: Tensor | None = None,
 ) -> ChannelAffine:
-    """scale * x + bias followed by an evaluated batch norm, as one affine map.
+    """scale * x + bias followed by an evaluated batch norm, then + offset, as one affine map.
 
     Args:
-        scale: ``[C]``; bias: ``[C]`` or None for zero; norm: None for none.
+        scale: ``[C]``; bias and offset: ``[C]`` or None for zero; norm: None for none.
         name: the layer's, for the error.
 
     Raises:
@@ -47,6 +51,8 @@ def fold_affine(
         s, t = s * gain, (t - norm.running_mean.double().cpu()) * gain
         if norm.bias is not None:
             t = t + norm.bias.detach().double().cpu()
+    if offset is not None:
+        t = t + offset
     affine = ChannelAffine(s.float(), t.float())
     if not (affine.scale.isfinite().all() and affine.bias.isfinite().all()):
         raise ValueError(f"{name}: weights or batch-norm statistics are not finite; the network cannot be frozen")

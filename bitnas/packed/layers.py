@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnas import ops
+from bitnas.nn.channels import tile_channels
 
 Epilogue = Literal["int32", "float", "bits"]
 Memory = Literal["fast", "bits"]
@@ -36,6 +37,28 @@ class PackedLayer(nn.Module):
     """A layer with a JSON description: ``type(layer)(**layer.spec)`` is an empty layer of the same shape."""
 
     spec: dict[str, Any]
+    memory: Memory = "fast"
+
+    def prepare(self) -> Self:
+        """Lays out what the layer's kernel reads, if ``memory`` says to keep that."""
+        return self
+
+    def prepared_bytes(self) -> int:
+        """What is kept beside the saved tensors, so that calls are fast."""
+        return 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, tensor in self.named_buffers(recurse=False):
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise TypeError(
+                    f"{name} of a frozen layer must stay float32, got {tensor.dtype}; the rest is bits already"
+                )
+        return self.prepare()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.prepare()
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.spec.items())
@@ -101,7 +124,6 @@ class _PackedDot(PackedLayer, abc.ABC):
             self.register_buffer("flip", torch.zeros(ops.words_for(out), dtype=torch.int64))
         self.epilogue: Epilogue = epilogue
         self.unit = activations == "unit"
-        self.memory: Memory = "fast"
         self.prepared = None
 
     @abc.abstractmethod
@@ -133,21 +155,7 @@ class _PackedDot(PackedLayer, abc.ABC):
         return self
 
     def prepared_bytes(self) -> int:
-        """What is kept beside the saved tensors, so that calls are fast."""
         return 0 if self.prepared is None else self.prepared.nbytes
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        for name, tensor in self.named_buffers(recurse=False):
-            if tensor.is_floating_point() and tensor.dtype != torch.float32:
-                raise TypeError(
-                    f"{name} of a frozen layer must stay float32, got {tensor.dtype}; the rest is bits already"
-                )
-        return self.prepare()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.prepare()
 
     def _operands(self) -> tuple[Tensor | None, ...]:
         """Weights and the epilogue's terms, from the dict: a buffer read as an attribute costs ten times more."""
@@ -237,10 +245,22 @@ class PackedConv2d(_PackedDot):
 
 
 class PackedConv2dAdd(PackedConv2d):
-    """A binary convolution whose float epilogue adds another value: the end of a residual block, in one kernel."""
+    """A binary convolution whose float epilogue adds another value: the end of a residual block, in one kernel.
 
-    def __init__(self, **spec: Any) -> None:
+    ``residual_channels``: what is added has so many, fewer than the output, and they repeat.
+    """
+
+    def __init__(self, *, residual_channels: int | None = None, **spec: Any) -> None:
         super().__init__(**spec)
+        self.residual_channels = self.spec["out_channels"]
+        if residual_channels is not None:
+            if not 0 < residual_channels < self.residual_channels:
+                raise ValueError(
+                    f"residual_channels must be fewer than out_channels={self.residual_channels}, got "
+                    f"{residual_channels}"
+                )
+            self.residual_channels = residual_channels
+            self.spec["residual_channels"] = residual_channels
         if self.epilogue != "float":
             raise ValueError(f"epilogue must be 'float' where something is added, got {self.epilogue!r}")
         spec = self.spec
@@ -256,7 +276,7 @@ class PackedConv2dAdd(PackedConv2d):
         assert residual is not None
         if self._fuses(x, residual):
             return super().floats(x, residual.contiguous(memory_format=torch.channels_last), slope)
-        y = super().floats(x) + residual  # by torch's rules of broadcasting
+        y = super().floats(x) + self.whole(residual)  # by torch's rules of broadcasting
         return y if slope is None else F.prelu(y, slope)
 
     def floats_and_bits(
@@ -271,8 +291,14 @@ class PackedConv2dAdd(PackedConv2d):
     def _fuses(self, x: Tensor, residual: Tensor) -> bool:
         _, height, width, _ = x.shape
         (cut_h, stride_h), (cut_w, stride_w) = self._sides
-        out = (x.shape[0], self._out_channels, (height - cut_h) // stride_h + 1, (width - cut_w) // stride_w + 1)
-        return residual.shape == out and residual.dtype == torch.float32
+        sides = (height - cut_h) // stride_h + 1, (width - cut_w) // stride_w + 1
+        fits = [(x.shape[0], channels, *sides) for channels in (self._out_channels, self.residual_channels)]
+        return residual.shape in fits and residual.dtype == torch.float32
+
+    def whole(self, residual: Tensor) -> Tensor:
+        """What is added, in as many channels as the output has."""
+        tiles = residual.dim() == 4 and residual.shape[1] == self.residual_channels < self._out_channels
+        return tile_channels(residual, self._out_channels) if tiles else residual
 
 
 class PackedLinear(_PackedDot):

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitnas.packed.layers import Memory, PackedConv2d, PackedLinear
+from bitnas.packed.layers import Memory, PackedLayer
 from bitnas.packed.network import PackedNetwork
 
 
@@ -75,7 +75,7 @@ def measure_memory(frozen: PackedNetwork) -> NetworkMemory:
         if layer is None:
             continue
         saved = sum(tensor.nbytes for tensor in layer.state_dict().values())
-        prepared = layer.prepared_bytes() if isinstance(layer, PackedConv2d | PackedLinear) else 0
+        prepared = layer.prepared_bytes() if isinstance(layer, PackedLayer) else 0
         if saved or prepared:
             layers.append(LayerMemory(step.name, step.kind, saved, prepared))
     return NetworkMemory(frozen.describe()["memory"], tuple(layers))

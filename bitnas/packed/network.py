@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bitnas.packed.layers import Memory, PackedConv2d, PackedLinear, check_memory
+from bitnas.packed.int8 import Int8Conv2d
+from bitnas.packed.layers import Memory, PackedLayer, check_memory
 from bitnas.packed.plan import make_plan
 from bitnas.packed.steps import INPUT, INPUT_COUNTS, Step, build_layer
 
@@ -22,6 +23,9 @@ class PackedNetwork(nn.Module):
         config: the description of the model it was frozen from (``model.config.to_dict()``), or None.
         memory: ``"fast"`` keeps the weights of binary layers laid out for the kernels, beside their bits; ``"bits"``
             keeps the bits alone, and every call lays them out anew.
+
+    ``pixels`` is (mean, standard deviation) where the network also takes uint8 images, as (x / 255 - mean) / std; None
+    where it does not.
 
     Several steps run as one where that is faster: hooks on a layer see only some of them. :meth:`values` sees all.
 
@@ -59,12 +63,19 @@ class PackedNetwork(nn.Module):
             raise ValueError("a network needs at least one step")
         for name, layer in layers.items():
             self.add_module(name, layer)
-            if isinstance(layer, PackedConv2d | PackedLinear):
+            if isinstance(layer, PackedLayer):
                 layer.memory = memory
                 layer.prepare()
+        self.pixels = self._find_pixels()
         self._plan = make_plan(self.steps, layers)
         self._lay_out()
         self.eval().requires_grad_(False)
+
+    def _find_pixels(self) -> tuple[float, float] | None:
+        """What all readers of the input take bytes for, if they do."""
+        readers = [self._modules.get(step.name) for step in self.steps if INPUT in step.inputs]
+        kinds = {reader.pixels if isinstance(reader, Int8Conv2d) else None for reader in readers}
+        return kinds.pop() if len(kinds) == 1 else None
 
     @classmethod
     def from_description(cls, description: dict[str, Any], memory: Memory | None = None) -> "PackedNetwork":
@@ -92,8 +103,7 @@ class PackedNetwork(nn.Module):
         return f"memory={self._memory!r}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
-            raise TypeError(f"x must be float32, as the network was trained; got {x.dtype}")
+        self._check_input(x)
         modules: dict[str, Any] = self._modules
         values = {INPUT: x}
         for call, done in self._plan:
@@ -102,8 +112,16 @@ class PackedNetwork(nn.Module):
                 del values[name]
         return values[self.steps[-1].name]
 
+    def _check_input(self, x: Tensor) -> None:
+        if x.dtype == torch.float32 or (x.dtype == torch.uint8 and self.pixels is not None):
+            return
+        fix = "" if x.dtype != torch.uint8 else "; bitnas.freeze(model, pixels=(mean, std)) makes one that takes uint8"
+        wanted = "float32" if self.pixels is None else "float32 or uint8"
+        raise TypeError(f"x must be {wanted}, as the network was trained; got {x.dtype}{fix}")
+
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """Every value of a forward pass by its name, the input included."""
+        self._check_input(x)
         modules: dict[str, Any] = self._modules
         values = {INPUT: x}
         for call, _ in self._plan:
@@ -142,4 +160,4 @@ class PackedNetwork(nn.Module):
 
 
 # Names that a step cannot have, because a layer of that name would hide an attribute of the network.
-RESERVED = frozenset({INPUT, "steps", "config", "_plan", "_memory", *dir(PackedNetwork), *dir(nn.Module())})
+RESERVED = frozenset({INPUT, "steps", "config", "pixels", "_plan", "_memory", *dir(PackedNetwork), *dir(nn.Module())})

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitnas.packed.int8 import STEM_CHANNELS, Int8Conv2d, dense
 from bitnas.packed.layers import PackedConv2d
 from bitnas.packed.steps import FUNCTIONS, Step
 
@@ -70,13 +71,15 @@ class _Function(Call):
 
 @dataclass(frozen=True)
 class _Stem(Call):
-    """A float convolution of few channels with the ReLU, max-pool and packing behind it, rounded alike on every CPU.
+    """A float or 8-bit convolution of few channels with the ReLU or PReLU, max-pool and packing behind it, rounded
+    alike on every CPU.
 
     ``chain``: the steps but the one that packs, in order.
     """
 
     chain: tuple[str, ...]
     relu: bool
+    prelu: str | None
     pool: str | None
     pack: str | None
 
@@ -96,13 +99,15 @@ class _Stem(Call):
             return
         conv, last = modules[self.chain[0]], self.chain[-1]
         pool = _NO_POOL if self.pool is None else _window(modules[self.pool])
-        geometry = (*conv.stride, *conv.padding, self.relu, *pool)
+        x, weight, bias, scale = _operands(x, conv)
+        slope = None if self.prelu is None else _slope(modules[self.prelu], conv.out_channels)
+        geometry = (*conv.stride, *conv.padding, self.relu, *pool, scale, slope)
         if self.pack is None:
-            values[last] = _float_conv2d(*_operands(x, conv), *geometry)
+            values[last] = _float_conv2d(x, weight, bias, *geometry)
             return
         wanted = last in self.names
         cuts = modules[self.pack].cuts(conv.out_channels)
-        floats, values[self.pack] = _float_conv2d_bits(*_operands(x, conv), *cuts, wanted, *geometry)
+        floats, values[self.pack] = _float_conv2d_bits(x, weight, bias, *cuts, wanted, *geometry)
         if wanted:
             values[last] = floats
 
@@ -112,8 +117,11 @@ class _Stem(Call):
 
     def _by_steps(self, modules: Modules, x: Tensor) -> Values:
         conv = modules[self.chain[0]]
-        geometry = (*conv.stride, *conv.padding, False, *_NO_POOL)
-        y = _float_conv2d(*_operands(x, conv), *geometry) if _on_cpu(x) else conv(x)
+        if isinstance(conv, Int8Conv2d) or not _on_cpu(x):
+            y = conv(x)
+        else:
+            x, weight, bias, _ = _operands(x, conv)
+            y = _float_conv2d(x, weight, bias, *conv.stride, *conv.padding, False, *_NO_POOL)
         made = {self.chain[0]: y}
         for name in self.chain[1:]:
             y = made[name] = modules[name](y) if name in modules else y.relu()
@@ -123,6 +131,8 @@ class _Stem(Call):
 
     def prepare(self, modules: Modules) -> None:
         conv = modules[self.chain[0]]
+        if isinstance(conv, Int8Conv2d):
+            return  # prepares itself
         weight = conv.weight.data
         by_taps = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
         conv.weight.data = by_taps if weight.device.type == "cpu" else weight.contiguous()
@@ -132,10 +142,15 @@ def _on_cpu(x: Tensor) -> bool:
     return x.dim() == 4 and x.device.type == "cpu"
 
 
-def _operands(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()
-    return x, conv.weight.permute(2, 3, 1, 0).contiguous(), conv.bias
+def _operands(x: Tensor, conv: nn.Conv2d | Int8Conv2d) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    if isinstance(conv, Int8Conv2d):
+        return conv.operands(x)
+    return dense(x), conv.weight.permute(2, 3, 1, 0).contiguous(), conv.bias, None
+
+
+def _slope(prelu: nn.PReLU, channels: int) -> Tensor:
+    slope = prelu.weight
+    return slope.expand(channels).contiguous() if slope.numel() == 1 else slope
 
 
 def _window(pool: nn.MaxPool2d) -> tuple[int, ...]:
@@ -181,9 +196,7 @@ class _BinaryConv2d(Call):
         x, residual = values[self.inputs[0]], values[self.inputs[1]] if len(self.inputs) > 1 else None
         slope = None
         if self.prelu is not None:
-            slope = modules[self.prelu].weight
-            if slope.numel() == 1:
-                slope = slope.expand(layer.spec["out_channels"]).contiguous()
+            slope = _slope(modules[self.prelu], layer.spec["out_channels"])
         if self.pack is None:
             values[self.names[0]] = layer.floats(x, residual, slope)
         else:
@@ -215,13 +228,9 @@ def make_plan(steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> tuple[Li
     return tuple(Line(call, tuple(names)) for call, names in zip(calls, done, strict=True))
 
 
-# Image channels, and then some: with more of them a general matrix product does as well.
-_STEM_CHANNELS = 16
-
-
 def _is_stem(conv: nn.Conv2d) -> bool:
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    return plain and not isinstance(conv.padding, str) and conv.in_channels <= _STEM_CHANNELS
+    return plain and not isinstance(conv.padding, str) and conv.in_channels <= STEM_CHANNELS
 
 
 class _Planner:
@@ -248,7 +257,9 @@ class _Planner:
         if isinstance(layer, PackedConv2d) and layer.epilogue == "float":
             return self.binary_conv2d(step, layer)
         if isinstance(layer, nn.Conv2d):
-            return self.stem(step) if _is_stem(layer) else _FloatConv2d(names, step.inputs)
+            return self.stem(step, layer) if _is_stem(layer) else _FloatConv2d(names, step.inputs)
+        if isinstance(layer, Int8Conv2d) and layer.is_stem:
+            return self.stem(step, layer)
         if layer is None:
             return _Function(names, step.inputs, FUNCTIONS[step.kind], step.arguments)
         return _Layer(names, step.inputs)
@@ -261,19 +272,23 @@ class _Planner:
     def binary_conv2d(self, step: Step, layer: PackedConv2d) -> Call:
         name, prelu = step.name, None
         reader = self.only_reader(name)
-        after = self.layers.get(reader.name) if reader is not None else None
-        if isinstance(after, nn.PReLU) and after.num_parameters in (1, layer.spec["out_channels"]):
-            assert reader is not None
+        if reader is not None and self.is_prelu(reader, layer.spec["out_channels"]):
             name = prelu = reader.name
         pack = next((reader.name for reader in self.readers.get(name, []) if reader.kind == "pack"), None)
         return _BinaryConv2d((name,) if pack is None else (name, pack), step.inputs, step.name, prelu, pack)
 
-    def stem(self, step: Step) -> Call:
-        chain, relu, pool = [step.name], False, None
+    def is_prelu(self, step: Step, channels: int) -> bool:
+        layer = self.layers.get(step.name)
+        return isinstance(layer, nn.PReLU) and layer.num_parameters in (1, channels)
+
+    def stem(self, step: Step, conv: nn.Conv2d | Int8Conv2d) -> Call:
+        chain, relu, prelu, pool = [step.name], False, None, None
         while (reader := self.only_reader(chain[-1])) is not None and pool is None:
             layer = self.layers.get(reader.name)
-            if reader.kind in ("relu", "float_relu") and not relu:
+            if reader.kind in ("relu", "float_relu") and not relu and prelu is None:
                 relu = True
+            elif self.is_prelu(reader, conv.out_channels) and not relu and prelu is None:
+                prelu = reader.name
             elif isinstance(layer, nn.MaxPool2d) and _pair(layer.dilation) == (1, 1) and not layer.ceil_mode:
                 pool = reader.name
             else:
@@ -284,4 +299,4 @@ class _Planner:
         names = () if pack is None else (pack,)
         if pack is None or len(readers) > 1 or chain[-1] == self.steps[-1].name:
             names = (chain[-1], *names)
-        return _Stem(names, step.inputs, tuple(chain), relu, pool, pack)
+        return _Stem(names, step.inputs, tuple(chain), relu, prelu, pool, pack)

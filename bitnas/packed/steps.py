@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitnas.nn.channels import tile_channels
+from bitnas.packed.int8 import Int8Conv2d
 from bitnas.packed.layers import (
     Affine,
     Pack,
@@ -31,6 +33,7 @@ PACKED_LAYERS: dict[str, type[PackedLayer]] = {
     "linear": PackedLinear,
     "max_pool2d": PackedMaxPool2d,
     "affine": Affine,
+    "int8_conv2d": Int8Conv2d,
 }
 
 # Float layers that stay as they are: class and the arguments that rebuild it.
@@ -61,6 +64,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "mean": lambda x, dim=None, keepdim=False: x.mean(dim, keepdim),
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "tile_channels": tile_channels,
 }
 
 

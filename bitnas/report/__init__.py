@@ -16,11 +16,12 @@ def build(run_dir: str | Path) -> Path:
     A piece that has not been measured yet (no study, no latency) is named by a plain sentence in its place.
 
     Args:
-        run_dir: folder of a search (`config.json`), of a reproduction (`reproduction.json`) or of a test of the claim
-            (`claim.json`); one that holds several gets a page with the sections of all.
+        run_dir: folder of a search (`config.json`), of a reproduction (`reproduction.json`), of a test of the claim
+            (`claim.json`) or of a study of NAS-BNN (`ranking.json`, `ablation.json`, `against.json`); one that holds
+            several gets a page with the sections of all.
 
     Raises:
-        FileNotFoundError: the folder is missing, or holds none of the three.
+        FileNotFoundError: the folder is missing, or holds none of these.
         CorruptFileError: one of these files, `search.json`, `front.json` or `study.json` is damaged.
         JournalCorrupt: `journal.sqlite` is damaged.
     """

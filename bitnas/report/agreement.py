@@ -95,7 +95,11 @@ def no_check_sentence(run: Run) -> str:
 
 def check_commands(run: Run) -> list[str]:
     """The commands that build a table for the networks of this run and check it."""
-    options = []
+    options: list[str] = []
+    if run.of_subnets:
+        space = setting(run.config, "space")
+        options += ["--method", "nasbnn"]
+        options += ["--space", str(space.get("name"))] if isinstance(space, dict) else []
     for name, option in _OPTIONS.items():
         value = setting(run.config, name)
         if isinstance(value, list):

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..files import CorruptFileError, read_json_checked
 from .records import Candidate, Dropped, Network, Run, TableCheck, number
+from .supernet_log import read_log
 
 __all__ = ["Candidate", "Network", "Run", "load_run"]
 
@@ -21,14 +22,15 @@ _FRACTIONS = ("accuracy",)
 _POSITIVE = ("latency_us", "latency_low_us", "latency_high_us", "searched_latency_us", "float_latency_us")
 _AMOUNTS = ("flops", "ops", "bops", "macs", "params", "memory_bits", "packed_bytes", "latency_iqr_us")
 _FIGURES = ("flops", "memory_bits", "speed_up", "top1", "top5")
-_ROOTS = ("config.json", "reproduction.json", "claim.json")
+_STUDIES = ("ranking.json", "ablation.json", "against.json")
+_ROOTS = ("config.json", "reproduction.json", "claim.json", *_STUDIES)
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read the folder of a search, of a reproduction or of a claim.
+    """Read the folder of a search, of a reproduction, of a claim or of a study.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds none of the three.
+        FileNotFoundError: there is no such folder, or it holds none of them.
         CorruptFileError: a file is there but cannot be read as what it should be.
         JournalCorrupt: `journal.sqlite` is damaged.
     """
@@ -42,6 +44,9 @@ def load_run(folder: str | Path) -> Run:
         config=_object(folder / "config.json"),
         reproduction=_reproduction(folder / "reproduction.json"),
         claim=_claim(folder / "claim.json"),
+        ranking=_study(folder / "ranking.json"),
+        ablation=_study(folder / "ablation.json"),
+        against=_study(folder / "against.json"),
     )
     if run.claim:
         names = [str(found.get("folder", "")) for found in run.claim["runs"]]
@@ -69,6 +74,7 @@ def _search(run: Run) -> Run:
         claims=_objects(study_path, study.get("claims", [])),
         overall=study["overall"] if isinstance(study.get("overall"), dict) else {},
         protocol=study["protocol"] if isinstance(study.get("protocol"), dict) else {},
+        supernet_log=read_log(folder / "supernet.csv"),
     )
     if (folder / "search.json").exists():
         run = _summary(run, folder / "search.json")
@@ -90,12 +96,12 @@ def _summary(run: Run, path: Path) -> Run:
                 path, f"candidate {index}: its status, metrics or generation is not what they can be"
             )
         _check_metrics(path, metrics)
-        key = str(entry.get("key") or ratios)
+        key, subnet = str(entry.get("key") or ratios), _subnet(path, entry)
         if status == "ok":
-            candidates.setdefault(key, Candidate(ratios, metrics, generation, key))
+            candidates.setdefault(key, Candidate(ratios, metrics, generation, key, subnet=subnet))
         else:
             reason = str(entry.get("reason") or "no reason was recorded")
-            dropped[status].setdefault(key, Dropped(ratios, reason, generation, metrics))
+            dropped[status].setdefault(key, Dropped(ratios, reason, generation, metrics, subnet))
     fronts = found.get("fronts") or []
     if not isinstance(fronts, list) or not all(isinstance(front, list) for front in fronts):
         raise CorruptFileError(path, "fronts: expected a list of lists of keys")
@@ -134,8 +140,11 @@ def _reproduction(path: Path) -> dict[str, Any]:
         return found
     tables = _objects(path, found.get("tables", []))
     for table in tables:
+        own: list[Any] = [column.get("name") for column in _objects(path, table.get("columns", []))]
+        if not all(isinstance(name, str) for name in own):
+            raise CorruptFileError(path, "columns: a column has no name")
         for row in _objects(path, table.get("rows", [])):
-            for name in _FIGURES:
+            for name in (*_FIGURES, *own):
                 figure = _member(path, row, name)
                 if not isinstance(figure.get("status", ""), str):
                     raise CorruptFileError(path, f"row {row.get('key')!r}: the status of {name} is not a word")
@@ -171,6 +180,17 @@ def _claim(path: Path) -> dict[str, Any]:
     return {**found, "runs": found.get("runs", []), **members}
 
 
+def _study(path: Path) -> dict[str, Any]:
+    """A study of NAS-BNN, empty without the file. Its checksum vouches for all that is in it."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = read_json_checked(path, fix="Delete it and give the study's command again: it goes on")
+    wanted = f"bitnas-nasbnn-{path.stem}-1"
+    if found.get("format") != wanted:
+        raise CorruptFileError(path, f"its format is {str(found.get('format'))[:60]!r}, expected {wanted!r}")
+    return found
+
+
 def _object(path: Path) -> dict[str, Any]:
     """The object in a file; empty if there is no such file."""
     return _read_json(path, dict) if path.exists() else {}
@@ -201,7 +221,23 @@ def _network(path: Path, values: dict[str, Any]) -> Network:
     if not isinstance(values.get("layers") or [], list):
         raise CorruptFileError(path, f"{values.get('label', 'a network')!r}: layers is not a list")
     _check_metrics(path, values)
+    _subnet(path, values)
     return Network(values)
+
+
+def _subnet(path: Path, values: dict[str, Any]) -> dict[str, Any] | None:
+    """The subnet of a record, if it has one."""
+    found = values.get("subnet")
+    if found is None:
+        return None
+    blocks = found.get("blocks") if isinstance(found, dict) else None
+    named: list[Any] = [None]
+    if isinstance(blocks, list) and blocks and all(isinstance(block, dict) for block in blocks):
+        named = [found.get("stem"), *(block.get(name) for block in blocks for name in ("channels", "kernel"))]
+        named += [block.get(name, 1) for block in blocks for name in ("groups", "stride")]
+    if not all(_is_count(value) and value for value in named):
+        raise CorruptFileError(path, f"subnet: got {str(found)[:60]!r}, expected a stem and blocks of whole numbers")
+    return found
 
 
 def _member(path: Path, record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 from . import findings
 from .html import Section, tiles
 from .records import Run, setting
-from .sections import claim, course, environment, latency, published, results, study
+from .sections import (
+    ablation,
+    against,
+    claim,
+    course,
+    environment,
+    latency,
+    published,
+    ranking,
+    results,
+    study,
+    supernet,
+)
 from .style import CSS
 
 _GLOSSARY = (
@@ -37,16 +50,29 @@ def render(run: Run) -> str:
 
 
 def _sections(run: Run) -> Iterator[Section | None]:
-    if run.config:
+    if run.of_subnets:
+        yield supernet.front(run)
+        yield supernet.deployed(run)
+        yield supernet.architectures(run)
+        yield supernet.archive(run)
+        yield supernet.training(run)
+    elif run.config:
         yield study.trade_off(run)
         yield study.equal_cost(run)
         yield study.layers(run)
         yield study.widths(run)
+    if run.config:
         yield latency.operations(run)
         yield latency.honesty(run)
         yield course.history(run)
         yield course.lost(run)
         yield results.results(run)
+    if run.ranking:
+        yield ranking.ranking(run)
+    if run.ablation:
+        yield ablation.ablation(run)
+    if run.against:
+        yield from against.sections(run)
     if run.claim:
         yield claim.claim(run)
         yield claim.widths(run)
@@ -57,6 +83,11 @@ def _sections(run: Run) -> Iterator[Section | None]:
 
 
 def _title(run: Run) -> str:
+    if run.of_subnets:
+        return supernet.title(run)
+    studied = [module.title(run) for found, module in _studies(run) if found]
+    if not run.config and studied:
+        return studied[0] if len(studied) == 1 else "Studies of NAS-BNN"
     if not run.config and run.reproduction:
         return published.title(run)
     if not run.config and run.claim:
@@ -68,24 +99,34 @@ def _title(run: Run) -> str:
 
 
 def _headlines(run: Run) -> Iterator[str]:
-    if run.config or not (run.claim or run.reproduction):
+    if run.of_subnets:
+        yield supernet.headline(run)
+    elif run.config or not (run.claim or run.reproduction or any(found for found, _ in _studies(run))):
         yield findings.headline(run)
+    for found, module in _studies(run):
+        if found:
+            yield module.headline(run)
     if run.claim:
         yield claim.headline(run)
     if run.reproduction:
         yield published.headline(run)
 
 
+def _studies(run: Run) -> tuple[tuple[Any, Any], ...]:
+    """What each study of NAS-BNN holds, and who writes about it."""
+    return (run.ranking, ranking), (run.ablation, ablation), (run.against, against)
+
+
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if not run.config:
         return
-    yield "Networks evaluated", str(len(run.candidates))
+    yield "Subnets evaluated" if run.of_subnets else "Networks evaluated", str(len(run.candidates))
     yield "Failed", str(len(run.failures))
     if run.rejected:
         yield "Over the budget", str(len(run.rejected))
     if run.front:
         yield "On the front", str(len(run.front))
     if run.networks:
-        yield "Retrained", str(len(run.networks))
+        yield "Deployed" if run.of_subnets else "Retrained", str(len(run.networks))
     if setting(run.config, "seed") is not None:
         yield "Seed", str(setting(run.config, "seed"))

@@ -41,6 +41,12 @@ class Network:
         return tuple(float(ratio) for ratio in self.values.get("ratios") or ())
 
     @property
+    def subnet(self) -> Mapping[str, Any] | None:
+        """Stem and blocks of a subnet of NAS-BNN; None for any other network."""
+        found = self.values.get("subnet")
+        return found if isinstance(found, Mapping) else None
+
+    @property
     def widths(self) -> list[int]:
         """Channels of each searched layer, in order."""
         return [int(width) for width in self.values.get("widths") or ()]
@@ -78,6 +84,7 @@ class Candidate:
     generation: int | None
     key: str = ""
     label: str = ""
+    subnet: Mapping[str, Any] | None = None
 
     def get(self, name: str) -> float | None:
         return number(self.metrics, name)
@@ -94,6 +101,7 @@ class Dropped:
     reason: str
     generation: int | None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    subnet: Mapping[str, Any] | None = None
 
     def get(self, name: str) -> float | None:
         return number(self.metrics, name)
@@ -131,6 +139,8 @@ class Run:
         latency_source: "measured" or "table", what the search selected by; None if it is not recorded.
         reproduction, claim: `reproduction.json` and `claim.json`.
         claim_config: configuration of the claim's first search.
+        supernet_log: rows of `supernet.csv`, one for each epoch of the supernet's training.
+        ranking, ablation, against: the studies of NAS-BNN, as their files hold them.
     """
 
     folder: Path
@@ -149,6 +159,15 @@ class Run:
     reproduction: dict[str, Any] = field(default_factory=dict)
     claim: dict[str, Any] = field(default_factory=dict)
     claim_config: dict[str, Any] = field(default_factory=dict)
+    supernet_log: list[dict[str, float]] = field(default_factory=list)
+    ranking: dict[str, Any] = field(default_factory=dict)
+    ablation: dict[str, Any] = field(default_factory=dict)
+    against: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_subnets(self) -> bool:
+        """Whether this is a search of NAS-BNN, whose networks are subnets of one supernet."""
+        return self.config.get("method") == "nasbnn"
 
     def pairs(self) -> list[tuple[Network, Network]]:
         """(searched, uniform) of equal cost, in the order of the study."""
@@ -197,8 +216,10 @@ def latency_interval(point: Point) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def code(point: Point) -> str:
-    """The ratios of a network in one line."""
+def code(point: Point | Dropped) -> str:
+    """What tells a network from others, in one line: its ratios, or the blocks of a subnet."""
+    if point.subnet is not None:
+        return subnet_code(point.subnet)
     ratios = point.ratios
     if isinstance(point, Network) and point.kind == UNIFORM and len(set(ratios)) == 1:
         return f"× {ratios[0]:.3g}"
@@ -208,3 +229,13 @@ def code(point: Point) -> str:
 def name_of(point: Point) -> str:
     """What the report calls a network: its label, else its ratios."""
     return point.label if point.label and point.label != "network" else f"[{code(point)}]"
+
+
+def subnet_code(subnet: Mapping[str, Any]) -> str:
+    """Channels of the stem, then channels/kernel/groups of each block; a bar before a block that halves the resolution,
+    as in the tables of NAS-BNN."""
+    words = [f"{subnet['stem']} |"]
+    for index, block in enumerate(subnet["blocks"]):
+        words += ["|"] if index and block.get("stride") == 2 else []
+        words.append(f"{block['channels']}/{block['kernel']}/{block.get('groups', 1)}")
+    return " ".join(words)

@@ -43,7 +43,13 @@ svg polygon.band, svg path.band { fill: var(--band); stroke: none; }
 svg .frontline { stroke: var(--front); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .uniformline { stroke: var(--uniform); stroke-width: 1.2; stroke-opacity: .6; }
 svg .misleading { stroke: var(--slow); stroke-width: 1.5; stroke-dasharray: 3 3; }
-svg .bar { stroke-width: 2; }
+svg .bar { stroke-width: 2; } svg .bar.front { stroke: var(--front); stroke-width: 1.2; stroke-opacity: .6; }
+svg polyline.curve { stroke-width: 2; } svg polyline.curve.searched { stroke: var(--searched); }
+  svg polyline.curve.uniform { stroke: var(--uniform); } svg polyline.curve.float { stroke: var(--float); }
+svg polyline.leader { stroke: var(--faint); } svg rect.stem, svg path.stem { fill: var(--float); fill-opacity: .6; }
+svg polyline.floatline { stroke: var(--float); stroke-width: 1.2; stroke-dasharray: 3 3; }
+svg .bar.rejected { stroke: var(--faint); }
+svg .bar.float { stroke: var(--float); } svg text.float { fill: var(--float); }
 svg path { stroke: var(--paper); stroke-width: 1; }
 svg path.candidate { fill: var(--faint); fill-opacity: .55; stroke: none; }
 svg path.front { fill: var(--paper); stroke: var(--front); stroke-width: 2; }

@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from bitnas.search.pareto import Interval, fronts
-from bitnas.search.space import Genome, WidthSpace
+from bitnas.search.space import Genome, Space
 
 
 def penalised_accuracy(
@@ -38,7 +38,7 @@ def penalised_accuracy(
     return max(100.0 * accuracy - penalty * relative_flops - latency_penalty * relative_latency, 0.0)
 
 
-def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
+def unseen_random(space: Space, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
     """Up to `count` distinct permitted codes that are not in `seen`; fewer when there are no more to be found."""
     fresh: list[Genome] = []
     taken = set(seen)
@@ -54,7 +54,7 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
             misses = 0
             continue
         misses += 1
-        if misses > 1000 and space.allowed is not None:  # asking of every code whether it is allowed may take hours
+        if misses > 1000 and space.limited:  # asking of every code whether it is allowed may take hours
             return fresh
         if misses > 1000 and space.size <= 1_000_000:  # nearly exhausted: list what is left instead of guessing
             left = [genome for genome in space.enumerate() if genome not in taken]
@@ -63,7 +63,7 @@ def unseen_random(space: WidthSpace, seen: set[Genome], count: int, rng: Random)
     return fresh
 
 
-def check_initial(space: WidthSpace, initial: Sequence[Genome], population: int) -> list[Genome]:
+def check_initial(space: Space, initial: Sequence[Genome], population: int) -> list[Genome]:
     """The codes given for a first generation; ValueError if they are too many, not distinct, or not of the space."""
     codes = [space.validate(genome) for genome in initial]
     if len(codes) > population or len(set(codes)) != len(codes):
@@ -92,7 +92,7 @@ class Evolution:
 
     def __init__(
         self,
-        space: WidthSpace,
+        space: Space,
         *,
         population: int = 32,
         seed: int = 0,

@@ -138,6 +138,7 @@ def run_search(
     ties: Sequence[Objective] = (),
     derive: Derive | None = None,
     limit: Limit | None = None,
+    members: Callable[[Sequence[Candidate]], Sequence[Candidate]] | None = None,
     on_generation: Callable[[SearchResult], None] | None = None,
     on_progress: Progress | None = None,
 ) -> SearchResult:
@@ -155,6 +156,8 @@ def run_search(
         derive: of the metrics of all stages, those that follow from them (a fitness, say). Not journalled.
         limit: of the metrics so far, the reason why a candidate is beyond a limit, or None. One that is gets no further
             stage and never survives.
+        members: of all candidates so far, once the strategy has been told of them, those that may be on the front;
+            default all.
         on_generation: receives the result so far after each generation.
         on_progress: receives events, each a dict with "event": "generation_start" (generation, generations,
             candidates), "evaluated" (generation, stage, key, genome, status, reason, metrics, seconds, replayed, done,
@@ -169,6 +172,7 @@ def run_search(
         raise ValueError("stages, objectives: wanted at least one of each")
     pool = pool or WorkerPool(0)
     notify = on_progress or (lambda event: None)
+    eligible = members or (lambda found: found)
     candidates: list[Candidate] = []
     history: list[dict[str, Any]] = []
     for generation in range(generations):
@@ -198,7 +202,7 @@ def run_search(
             raise SearchFailed(
                 f"all {len(measured)} candidates of the first generation failed; the first: {measured[0].reason}"
             )
-        front = front_of(candidates, objectives)
+        front = front_of(eligible(candidates), objectives)
         history.append(_summary(generation, measured, candidates, objectives, front))
         if on_generation is not None:
             on_generation(SearchResult(list(candidates), front, list(history)))
@@ -208,7 +212,7 @@ def run_search(
         raise SearchFailed(
             f"none of {len(candidates)} candidates is within the limits of the search; one is not: {reason}"
         )
-    return SearchResult(candidates, front_of(candidates, objectives), history)
+    return SearchResult(candidates, front_of(eligible(candidates), objectives), history)
 
 
 @dataclass(frozen=True)

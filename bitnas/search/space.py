@@ -1,4 +1,4 @@
-"""The space of width codes and the operators on it.
+"""What a strategy needs of a space, and the space of width codes with the operators on it.
 
 Operators are functions of their arguments and a `random.Random`, so each can be tested alone and a seed decides
 everything.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Protocol
 
 Genome = tuple[float, ...]
 
@@ -22,6 +23,49 @@ DEFAULT_CHOICES: Genome = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 def genome_key(genome: Sequence[float]) -> str:
     """SHA-256 (hex) of the genome's canonical JSON; equal genomes have equal keys on every machine."""
     return hashlib.sha256(json.dumps([float(ratio) for ratio in genome]).encode()).hexdigest()
+
+
+class Space(Protocol):
+    """A set of genomes with its own operators. Every genome that an operator returns is of the space."""
+
+    @property
+    def length(self) -> int:
+        """Numbers in a genome."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of genomes, those that are not permitted included."""
+        ...
+
+    @property
+    def limited(self) -> bool:
+        """Whether some genome may be one that is not permitted."""
+        ...
+
+    def validate(self, genome: Sequence[float]) -> Genome:
+        """The genome as operators return it; ValueError if it is not of the space."""
+        ...
+
+    def permits(self, genome: Genome) -> bool:
+        """Whether the genome may be asked for."""
+        ...
+
+    def random(self, rng: Random) -> Genome:
+        """A permitted genome drawn uniformly; ValueError if none is found."""
+        ...
+
+    def enumerate(self) -> Iterator[Genome]:
+        """Every genome of a space of at most a million; ValueError for a larger one."""
+        ...
+
+    def mutate(self, genome: Genome, rng: Random, *, rate: float | None = None) -> Genome:
+        """A genome with changes, permitted or not; `rate` says how many, None as is usual in the space."""
+        ...
+
+    def crossover(self, mother: Genome, father: Genome, rng: Random) -> Genome:
+        """A mix of two genomes, permitted or not."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +99,11 @@ class WidthSpace:
     def size(self) -> int:
         """Number of codes, those that are not allowed included."""
         return len(self.choices) ** self.length
+
+    @property
+    def limited(self) -> bool:
+        """Whether some code may be one that is not permitted."""
+        return self.allowed is not None
 
     def validate(self, genome: Sequence[float]) -> Genome:
         """The genome as a tuple of floats; ValueError if it is not a code of this space."""

@@ -20,7 +20,7 @@ from bitnas.train import distributed
 from bitnas.train.recipe import Recipe
 
 # Statistics are means over so many batches at most; a hundred of 128 images are enough for a mean and a variance.
-_BATCHES = 100
+MOST_BATCHES = 100
 
 
 def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
@@ -54,7 +54,7 @@ def measure_batch_norm(model: nn.Module, data: Source, batches: Sequence[Tensor]
     if not layers:
         return
     # As many batches for each process: synchronised batch norm waits for the others in each of them.
-    processes, used = distributed.process_count(), batches[:_BATCHES]
+    processes, used = distributed.process_count(), batches[:MOST_BATCHES]
     own = distributed.share(used[: len(used) // processes * processes]) or used
     momenta = [layer.momentum for layer in layers]
     was_training = model.training

@@ -24,8 +24,13 @@ FORMAT, _OLD = "bitnas-training-2", "bitnas-training-1"
 _WRITING_SHARE = 50
 
 
-def identity(model: nn.Module, data: Source, val: Source | None, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What tells one run from another, as JSON values. Batch norm and dropout depend on the number of processes."""
+def identity(
+    model: nn.Module, data: Source, val: Source | None, recipe: Recipe, seed: int, passes: str | None = None
+) -> dict[str, Any]:
+    """What tells one run from another, as JSON values. Batch norm and dropout depend on the number of processes.
+
+    `passes` is the name of what a step computes, None for plain cross entropy.
+    """
     return {
         "recipe": recipe.to_dict(),
         "seed": seed,
@@ -33,6 +38,7 @@ def identity(model: nn.Module, data: Source, val: Source | None, recipe: Recipe,
         "model": _model_fingerprint(model),
         "data": data.fingerprint(),
         "validation data": None if val is None else val.fingerprint(),
+        "passes": passes,
     }
 
 

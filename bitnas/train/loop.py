@@ -28,7 +28,7 @@ from bitnas.train.interrupt import Interrupt
 from bitnas.train.log import Scalars, write_csv
 from bitnas.train.recipe import Recipe
 from bitnas.train.state import Position, State
-from bitnas.train.step import Step, make_optimizer, to_device
+from bitnas.train.step import Passes, Step, cross_entropy, make_optimizer, to_device
 
 
 class NonFiniteError(ArithmeticError):
@@ -60,6 +60,8 @@ def fit(
     tensorboard: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
+    passes: Passes = cross_entropy,
+    judge: Callable[[nn.Module, Source], float] | None = None,
 ) -> History:
     """Train `model` in place, on the device it is on, and leave it in evaluation mode.
 
@@ -87,6 +89,12 @@ def fit(
         on_epoch: called, in every process, after each epoch that is trained (and written), not for those read from the
             checkpoint.
         on_step: called after each step with the epoch, how many of its steps are done, and how many it has.
+        passes: what a step computes, a generator function of (model, images, labels, recipe, chance) that gives losses
+            and logits one after the other. Each loss goes backward before the next is asked for; the first is what the
+            history shows. `chance` is a `random.Random` of the run's seed, the epoch and the step, alike in every
+            process. A checkpoint knows the function by its name.
+        judge: gives the validation accuracy of a model, in every process; `evaluate` if None. It must leave the model
+            as it is.
 
     Raises:
         TrainingDiverged: a loss was not finite; the checkpoint still holds a step before.
@@ -102,7 +110,8 @@ def fit(
     with ExitStack() as stack:
         run = {}
         if checkpoint is not None or distributed.process_count() > 1:
-            run = identity(model, data, val, recipe, seed)
+            name = None if passes is cross_entropy else f"{passes.__module__}.{passes.__qualname__}"
+            run = identity(model, data, val, recipe, seed, name)
         distributed.check_agreement(run, "they were given other settings or other data", _device(model))
         distributed.copy_from_first(model.state_dict().values())
         if recipe.sync_batch_norm:
@@ -110,7 +119,7 @@ def fit(
         stack.enter_context(_channels_last(model))
         optimizer = make_optimizer(model, recipe)
         average = make_average(model, recipe)
-        step = Step(model, optimizer, average, recipe)
+        step = Step(model, optimizer, average, recipe, passes)
         state = State(model=model, optimizer=optimizer, scaler=step.scaler, average=average)
         saved = None if checkpoint is None else Checkpoint(checkpoint, run, checkpoint_every)
         if saved is not None:
@@ -128,7 +137,7 @@ def fit(
         while state.position.epoch < recipe.epochs:
             with torch.random.fork_rng([] if step.device.type == "cpu" else [step.device]):
                 _train_epoch(state, step, data, recipe, seed, saved, on_step)
-            record = _end_epoch(state, step, data, recipe, seed, val)
+            record = _end_epoch(state, step, data, recipe, seed, val, judge or evaluate)
             if saved is not None:
                 saved.write(state)
             if log is not None and first:
@@ -224,7 +233,8 @@ def _train_epoch(
         for indices, (_, seed_of_model) in zip(order, seeds, strict=True):
             assert batch is not None
             _seed_layers(seed_of_model, step.device)
-            numbers = step.gradients(*batch, whole=len(indices), stop=lambda: interrupt.pressed)
+            seed_of_passes = _seeds(seed, position.epoch, 3, position.step)[2]
+            numbers = step.gradients(*batch, whole=len(indices), stop=lambda: interrupt.pressed, seed=seed_of_passes)
             waiting = clock()
             batch = next(batches, None)  # while a GPU computes
             position.data_seconds += clock() - waiting
@@ -249,7 +259,15 @@ def _train_epoch(
         raise KeyboardInterrupt
 
 
-def _end_epoch(state: State, step: Step, data: Source, recipe: Recipe, seed: int, val: Source | None) -> Epoch:
+def _end_epoch(
+    state: State,
+    step: Step,
+    data: Source,
+    recipe: Recipe,
+    seed: int,
+    val: Source | None,
+    judge: Callable[[nn.Module, Source], float],
+) -> Epoch:
     """Validate, note the epoch in the history, and go to the start of the next one."""
     start, done, images = time.perf_counter(), state.position, len(data)
     distributed.copy_from_first(state.model.buffers())
@@ -257,7 +275,7 @@ def _end_epoch(state: State, step: Step, data: Source, recipe: Recipe, seed: int
     if state.average is not None:
         distributed.copy_from_first(state.average.module.buffers())
         measure_batch_norm(state.average.module, data, order, step.device)
-    accuracy = None if val is None else evaluate(state.judged, val)
+    accuracy = None if val is None else judge(state.judged, val)
     if recipe.keep == "best" and accuracy is not None:
         best = state.history.best
         if best is None or accuracy > (best.val_accuracy or 0.0):

@@ -219,6 +219,19 @@ _IMAGENET = Recipe(
     flip=True,
 )
 
+# Lin et al. 2024, as in the public code; the augmentation of the fine-tuning is taken to be that of the training.
+_SUPERNET = Recipe(
+    epochs=512,
+    batch_size=512,
+    lr=2.5e-3,
+    optimizer="adam",
+    weight_decay=5e-6,
+    label_smoothing=0.1,
+    crop=(0.08, 1.0),
+    flip=True,
+)
+_FINETUNE = Recipe(epochs=25, batch_size=512, lr=1e-5, optimizer="adam", crop=(0.08, 1.0), flip=True)
+
 RECIPES: dict[str, Recipe] = {
     # Chosen on validation images for VGG-small at a quarter of its widths: about 3 s on one thread for ratio 1. The
     # parent of ratio 4 takes about 23 s on one thread (AMD EPYC, Zen 4).
@@ -230,4 +243,11 @@ RECIPES: dict[str, Recipe] = {
     # their signs all the time: no decay.
     "shen2019-cifar10-adam": replace(_CIFAR10, optimizer="adam", lr=0.001, weight_decay=0.0),
     "shen2019-imagenet-adam": replace(_IMAGENET, optimizer="adam", lr=0.001, weight_decay=0.0),
+    # Supernets of Lin et al. 2024: theirs for ImageNet, and what fits smaller images.
+    "nasbnn-imagenet": _SUPERNET,
+    "nasbnn-cifar10": replace(_SUPERNET, epochs=300, batch_size=128, crop=None, shift=4),
+    "nasbnn-digits": replace(_SUPERNET, epochs=15, batch_size=64, lr=5e-3, crop=None, flip=False),
+    # A subnet with the supernet's weights, trained on.
+    "nasbnn-finetune": _FINETUNE,
+    "nasbnn-finetune-digits": replace(_FINETUNE, epochs=5, batch_size=64, lr=1e-3, crop=None, flip=False),
 }

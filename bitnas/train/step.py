@@ -5,7 +5,8 @@ With one process, one micro-batch and float32 it is forward, backward and step w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,13 +19,32 @@ from torch.optim.swa_utils import AveragedModel
 from bitnas.train import distributed
 from bitnas.train.recipe import Recipe
 
+# What a step computes: of model, images, labels, recipe and a generator of chance, one loss and its logits after the
+# other. Each loss goes backward before the next is asked for, and their gradients add up.
+Passes = Callable[[nn.Module, Tensor, Tensor, Recipe, random.Random], Iterable[tuple[Tensor, Tensor]]]
+
+
+def cross_entropy(
+    model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, chance: random.Random
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The passes of plain training: one, on the labels."""
+    logits: Tensor = model(x)
+    yield F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing), logits
+
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay only for parameters of two or more dimensions."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """The recipe's optimizer.
+
+    Weight decay only for parameters of two or more dimensions, less those that the model lists by name in its attribute
+    `no_weight_decay`.
+    """
+    spared = frozenset(getattr(model, "no_weight_decay", ()))
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decaying = [p for name, p in named if p.ndim >= 2 and name not in spared]
+    others = [p for name, p in named if p.ndim < 2 or name in spared]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
@@ -37,9 +57,15 @@ class Step:
     """The steps of one training: `gradients` of a batch, then `update` with them."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, recipe: Recipe
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedModel | None,
+        recipe: Recipe,
+        passes: Passes = cross_entropy,
     ) -> None:
         self.model, self.optimizer, self.average, self.recipe = model, optimizer, average, recipe
+        self.passes = passes
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
         if recipe.precision != "float32" and self.device.type != "cuda":
@@ -54,21 +80,27 @@ class Step:
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
         self.add_up = distributed.GradientSum(self.parameters, 3) if distributed.process_count() > 1 else None
 
-    def gradients(self, images: Tensor, labels: Tensor, whole: int, stop: Callable[[], bool]) -> Tensor:
+    def gradients(self, images: Tensor, labels: Tensor, whole: int, stop: Callable[[], bool], seed: int = 0) -> Tensor:
         """Start computing the gradients of this process's part of a step of `whole` images.
 
-        Returns, on the model's device: the sum of the losses of the images and how many were classified right. Where
-        processes train together these are of all of them, and a third number says how many want to `stop`.
+        `seed` is that of the passes' chance, the same in every process and for each micro-batch.
+
+        Returns, on the model's device: the sum of the losses of the images and how many were classified right, both in
+        the first pass; the loss is NaN if that of a later one is not finite. Where processes train together these are
+        of all of them, and a third number says how many want to `stop`.
         """
         self.optimizer.zero_grad()
         sums = []
         for x, y in self._micro_batches(images, labels):
-            with self.precision():
-                logits = self._logits(x, whole)
-                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
-            sums.append(torch.stack([loss.detach().double() * len(y), (logits.argmax(1) == y).sum()]))
-            weighted = loss if len(y) == whole else loss * (len(y) / whole)
-            (weighted if self.scaler is None else self.scaler.scale(weighted)).backward()
+            first = True
+            for loss, logits in self._losses(x, y, whole, random.Random(seed)):
+                if first:
+                    sums.append(torch.stack([loss.detach().double() * len(y), (logits.argmax(1) == y).sum()]))
+                else:
+                    sums[-1][0] += 0 * loss.detach()
+                first = False
+                weighted = loss if len(y) == whole else loss * (len(y) / whole)
+                (weighted if self.scaler is None else self.scaler.scale(weighted)).backward()
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return total if self.add_up is None else self.add_up(torch.cat([total, total.new_tensor([float(stop())])]))
 
@@ -88,9 +120,15 @@ class Step:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def _logits(self, x: Tensor, whole: int) -> Tensor:
+    def _losses(self, x: Tensor, y: Tensor, whole: int, chance: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
         try:
-            logits: Tensor = self.model(x)
+            passes = iter(self.passes(self.model, x, y, self.recipe, chance))
+            while True:
+                with self.precision():  # not around what the caller does between two passes
+                    found = next(passes, None)
+                if found is None:
+                    return
+                yield found
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -100,7 +138,6 @@ class Step:
                 f"{distributed.process_count()} processes and by accumulate {self.recipe.accumulate}; take larger "
                 "batches, or cut them less"
             ) from error
-        return logits
 
     def _micro_batches(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         x, y = to_device(images, self.device), to_device(labels, self.device)

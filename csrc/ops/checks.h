@@ -88,18 +88,24 @@ inline int32_t aoti_dtype(FloatType type) {
   }
 }
 
-// What is added to an output has its dtype, sizes and layout.
+// What is added to an output has its dtype, sizes and layout, but for channels: it may have fewer, which repeat.
 inline void check_residual(const char* op, const Tensor& residual, const Tensor& out, ScalarType type,
                            const Tensor& x) {
   check_same_device(op, "residual", residual, x);
   STD_TORCH_CHECK(residual.scalar_type() == type, op, ": residual must have the dtype of the output");
   STD_TORCH_CHECK(residual.dim() == out.dim(), op, ": residual must have ", out.dim(), " dimensions, got ",
                   residual.dim());
-  for (int64_t i = 0; i < out.dim(); ++i) {
-    STD_TORCH_CHECK(residual.size(i) == out.size(i), op, ": residual must have the output's sizes; dimension ", i,
-                    " has ", residual.size(i), ", expected ", out.size(i));
-    STD_TORCH_CHECK(out.numel() == 0 || out.size(i) == 1 || residual.strides()[i] == out.strides()[i], op,
+  int64_t stride = 1;
+  for (int64_t place = 0; place < out.dim(); ++place) {
+    const int64_t i = place == 0               ? 1
+                      : place + 1 == out.dim() ? 0
+                                               : out.dim() - place;  // channels, columns, rows, images
+    const bool fewer = i == 1 && residual.size(i) > 0 && residual.size(i) < out.size(i);
+    STD_TORCH_CHECK(fewer || residual.size(i) == out.size(i), op, ": residual must have the output's sizes; dimension ",
+                    i, " has ", residual.size(i), ", expected ", out.size(i));
+    STD_TORCH_CHECK(out.numel() == 0 || residual.size(i) == 1 || residual.strides()[i] == stride, op,
                     ": residual must be laid out like the output (channels_last)");
+    stride *= residual.size(i);
   }
 }
 
@@ -282,8 +288,13 @@ inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, const std
   return args;
 }
 
+// What a float convolution may be given per output channel.
+struct FloatConv2dTerms {
+  const std::optional<Tensor>&bias, &scale, &slope;
+};
+
 inline FloatConv2dArgs check_float_conv2d(const char* op, const Tensor& x, const Tensor& weight,
-                                          const std::optional<Tensor>& bias, const std::array<int64_t, 4>& geometry,
+                                          const FloatConv2dTerms& terms, const std::array<int64_t, 4>& geometry,
                                           bool relu, const PoolWindow& pool) {
   const PackArgs layout = check_pack(op, x);
   STD_TORCH_CHECK(x.dim() == 4 && layout.type == FloatType::kFloat32, op, ": x must be float32 [N, C, H, W]");
@@ -299,10 +310,14 @@ inline FloatConv2dArgs check_float_conv2d(const char* op, const Tensor& x, const
                   a.channels);
   STD_TORCH_CHECK(a.kernel_h > 0 && a.kernel_w > 0 && a.out_channels > 0, op, ": weight has an empty dimension, ",
                   a.kernel_h, "x", a.kernel_w, " by ", a.out_channels);
-  if (bias.has_value()) {
-    check_vector(op, "bias", *bias, ScalarType::Float, "float32", a.out_channels, x);
-    a.bias = static_cast<const float*>(bias->const_data_ptr());
-  }
+  const auto vector = [&](const char* name, const std::optional<Tensor>& t) -> const float* {
+    if (!t.has_value()) return nullptr;
+    check_vector(op, name, *t, ScalarType::Float, "float32", a.out_channels, x);
+    return static_cast<const float*>(t->const_data_ptr());
+  };
+  a.bias = vector("bias", terms.bias), a.scale = vector("scale", terms.scale), a.slope = vector("slope", terms.slope);
+  STD_TORCH_CHECK(a.scale == nullptr || a.bias != nullptr, op, ": scale needs a bias beside it");
+  STD_TORCH_CHECK(a.slope == nullptr || !relu, op, ": slope and relu exclude each other");
   constexpr int64_t kMaxExtent = int64_t{1} << 30;
   const auto at_most = [&](int64_t low, int64_t value) { return value >= low && value <= kMaxExtent; };
   a.stride_h = geometry[0], a.stride_w = geometry[1], a.padding_h = geometry[2], a.padding_w = geometry[3];

@@ -150,9 +150,10 @@ Tensor empty_floats(FloatConv2dArgs& a, const Tensor& x) {
 
 #define FLOAT_CONV2D_PARAMS                                                                                            \
   int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, bool relu, int64_t pool_h, int64_t pool_w, \
-      int64_t pool_stride_h, int64_t pool_stride_w, int64_t pool_padding_h, int64_t pool_padding_w
-#define FLOAT_CONV2D_ARGS(op)                                                               \
-  check_float_conv2d(op, x, weight, bias, {stride_h, stride_w, padding_h, padding_w}, relu, \
+      int64_t pool_stride_h, int64_t pool_stride_w, int64_t pool_padding_h, int64_t pool_padding_w,                    \
+      const OptionalTensor &scale, const OptionalTensor &slope
+#define FLOAT_CONV2D_ARGS(op)                                                                               \
+  check_float_conv2d(op, x, weight, {bias, scale, slope}, {stride_h, stride_w, padding_h, padding_w}, relu, \
                      {pool_h, pool_w, pool_stride_h, pool_stride_w, pool_padding_h, pool_padding_w})
 
 Tensor float_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, FLOAT_CONV2D_PARAMS) {

@@ -72,6 +72,7 @@ struct Dots {
     if (options.residual.has_value()) {
       check_residual(op, *options.residual, out, type, x);
       e.residual = options.residual->const_data_ptr();
+      e.residual_channels = options.residual->size(1);
     }
     if (packed != nullptr) {
       e.cut = vector("cut", *options.cut);

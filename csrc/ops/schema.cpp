@@ -18,17 +18,19 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   // Packed [..., words] -> float32 [..., channels], ±1 or {0, 1}.
   m.def("unpack(Tensor packed, int channels, bool unit) -> Tensor");
 
-  // Float convolution, ReLU and max pooling (1x1 of stride 1: none) on the CPU, rounded alike on all of them. x float32
-  // [N, C, H, W] (contiguous or channels_last), weight float32 [kh, kw, C, out] -> [N, out, H', W'] in channels_last.
+  // Float convolution, ReLU or PReLU, and max pooling (1x1 of stride 1: none) on the CPU, rounded alike on all of them.
+  // x float32 [N, C, H, W] (contiguous or channels_last), weight float32 [kh, kw, C, out] -> [N, out, H', W'] in
+  // channels_last. With scale, float32 [out]: scale * (the sum without bias) + bias.
   m.def(
       "float_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride_h, int stride_w, int padding_h, int padding_w, "
       "bool relu, int pool_h, int pool_w, int pool_stride_h, int pool_stride_w, int pool_padding_h, "
-      "int pool_padding_w) -> Tensor");
+      "int pool_padding_w, Tensor? scale=None, Tensor? slope=None) -> Tensor");
   // The same (empty where `floats` is false), and what pack_channels(floats, cut, direction) gives.
   m.def(
       "float_conv2d_bits(Tensor x, Tensor weight, Tensor? bias, Tensor cut, Tensor direction, bool floats, "
       "int stride_h, int stride_w, int padding_h, int padding_w, bool relu, int pool_h, int pool_w, int pool_stride_h, "
-      "int pool_stride_w, int pool_padding_h, int pool_padding_w) -> (Tensor, Tensor)");
+      "int pool_stride_w, int pool_padding_h, int pool_padding_w, Tensor? scale=None, Tensor? slope=None) "
+      "-> (Tensor, Tensor)");
 
   // For the kernel that this machine's dispatch chooses; `positions`: output positions of one call, 0 where unknown.
   m.def(
@@ -42,7 +44,8 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
       "conv2d_int32(Tensor x, Tensor weight, Tensor? prepared, int in_channels, int stride_h, int stride_w, "
       "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool unit) -> Tensor");
   // scale * dot + bias, then + residual and PReLU where given; scale, bias and slope float32 [out]. residual is
-  // [N, out, H', W'] in channels_last and in the output's dtype: float32 (None), bfloat16 or float16.
+  // [N, out, H', W'] in channels_last and in the output's dtype: float32 (None), bfloat16 or float16. It may have fewer
+  // channels, which then repeat: channel n adds the residual's n modulo its channels.
   m.def(
       "conv2d_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_channels, "
       "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, "

@@ -60,6 +60,46 @@ def test_a_data_set_gives_size_classes_and_preset(run, tmp_path):
     assert built["batch"] == 32
 
 
+SPACE = {
+    "name": "mine",
+    "input_size": [3, 32, 32],
+    "num_classes": 10,
+    "stem": [8],
+    "stem_stride": 1,
+    "stages": [{"channels": [8, 16], "depths": [1, 2], "kernels": [3], "groups": [1, 2], "groups_1x1": 1, "stride": 2}],
+}
+
+
+def test_subnets_of_a_file(run, tmp_path):
+    space, file = tmp_path / "mine.json", str(tmp_path / "t.sqlite")
+    space.write_text(json.dumps(SPACE))
+    options = ["--method", "nasbnn", "--space", str(space), "--data", "digits", "--seconds", "0.01", "--table", file]
+    code, out, _ = run("latency", "build", *options, "--rounds", "1", "--json")
+    built = json.loads(out)
+    assert code == 0
+    assert built["batch"] == 32
+    assert built["space"]["method"] == "nasbnn"
+    assert built["space"]["input_size"] == [1, 8, 8]
+    assert built["networks"] == built["visited"] >= 4
+    code, out, _ = run("latency", "check", *options, "--networks", "2", "--json")
+    assert code == 1  # too few for the goal
+    assert json.loads(out)["networks"] == 2
+    code, out, _ = run("latency", "show", "--table", file, "--entries")
+    assert code == 0
+    assert "subnets of stages 8/16 1x8x8, 10 classes" in out
+    assert "16→16 3x3 2 groups" in out
+
+
+def test_a_preset_gives_the_space(run, tmp_path):
+    command = ["latency", "check", "--method", "nasbnn", "--data", "digits", "--table", str(tmp_path / "t.sqlite")]
+    code, _, err = run(*command)
+    assert code == 2
+    assert "no such latency table" in err
+    code, _, err = run("latency", "check", "--method", "nasbnn", "--table", str(tmp_path / "t.sqlite"))
+    assert code == 2
+    assert "--space: got none, wanted one of imagenet, cifar, small, or a JSON file" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +110,14 @@ def test_a_data_set_gives_size_classes_and_preset(run, tmp_path):
         (["build", "--batch", "0"], "batch: got 0"),
         (["build", "--rounds", "0"], "rounds: got 0"),
         (["check", "--networks", "1"], "networks: got 1"),
+        (["build", "--method", "bars"], "--method: got 'bars', wanted one of width, nasbnn"),
+        (["build", "--space", "small"], "--space: is an option of --method nasbnn"),
+        (
+            ["build", "--method", "nasbnn", "--space", "small", "--choices", "1,2"],
+            "--choices: is an option of --method",
+        ),
+        (["check", "--method", "nasbnn", "--space", "small", "--base-width", "1"], "--base-width: is an option of"),
+        (["build", "--method", "nasbnn", "--space", "tiny"], "space: got 'tiny', wanted one of imagenet, cifar, small"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run, tmp_path, monkeypatch, arguments, message):

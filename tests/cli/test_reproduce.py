@@ -45,6 +45,34 @@ def test_the_claim_needs_a_folder(run):
     assert "--out" in err
 
 
+def test_what_is_known_of_nasbnn_is_shown_beside_ours(run, tmp_path):
+    folder = tmp_path / "made here"
+    code, out, _ = run("reproduce", "nasbnn", "--no-latency", "--out", str(folder))
+    assert code == 0
+    for text in ("331,814,248 =", "66,508,159 =", "3.3235e+17 =", "68.20 %", "not checkable here", "29 equal, 5 not"):
+        assert text in out
+    assert "≠" not in out
+    code, out, _ = run("reproduce", "nasbnn", "--no-latency", "--out", str(folder), "--row", "size", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "reproduction.json").read_text())
+    assert [row["key"] for table in json.loads(out)["tables"] for row in table["rows"]] == ["size"]
+
+
+def test_an_option_of_the_other_paper_is_refused(run, tmp_path):
+    for arguments, word in (
+        (["nasbnn", "--table", "1"], "--table says nothing about nasbnn"),
+        (["nasbnn", "--claim", "--out", str(tmp_path)], "--claim says nothing about nasbnn"),
+        (["nasbnn", "--seeds", "3"], "--seeds says nothing about nasbnn"),
+        (["nasbnn", "--base-width", "2"], "--base-width says nothing about nasbnn"),
+        (["nasbnn", "--row", "nothing"], "wanted one of smallest"),
+        (["shen2019", "--ranking"], "--ranking says nothing about shen2019"),
+    ):
+        code, _, err = run("reproduce", *arguments)
+        assert code == 2
+        assert word in err
+        assert len(err.strip().splitlines()) == 1
+
+
 def test_help_is_there(run):
     code, out, _ = run("reproduce", "--help")
     assert code == 0

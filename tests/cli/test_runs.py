@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -104,3 +105,82 @@ def test_wilson_interval_against_published_values():
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     with pytest.raises(ValueError, match="right"):
         wilson_interval(3, 2)
+
+
+SUBNETS = ["--supernet-epochs", "1", "--population", "4", "--mutations", "2", "--crossovers", "1", "--workers", "0"]
+SUBNETS += ["--ops-window", "500,2200", "--bucket", "200", "--calibration-batches", "1", "--calibration-size", "64"]
+
+
+@pytest.fixture
+def space(tmp_path):
+    """A file of a space of a few hundred subnets."""
+    stages = [
+        {"channels": [8, 16], "depths": [1, 2], "kernels": [3], "groups": [1], "groups_1x1": 1, "stride": 1},
+        {"channels": [16, 24], "depths": [1, 2], "kernels": [3, 5], "groups": [1, 2], "groups_1x1": 1, "stride": 2},
+    ]
+    path = tmp_path / "mine.json"
+    head = {"name": "mine", "input_size": [1, 8, 8], "num_classes": 10, "stem": [4, 8], "stem_stride": 2}
+    path.write_text(json.dumps({**head, "stages": stages}))
+    return str(path)
+
+
+def test_a_search_of_subnets_and_its_resumption(run, space, tmp_path):
+    folder = tmp_path / "run"
+    command = ["search", "--method", "nasbnn", "--out", str(folder), "--space", space, "--generations", "1", *SUBNETS]
+    code, out, err = run(*command, "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert "supernet trained: biggest subnet" in err
+    assert "generation 1/1: 4 evaluated" in err
+    assert first["front"] == read_json_checked(folder / "front.json")
+    assert all(500 <= row["ops"] <= 2200 and row["subnet"]["name"] == "nasbnn" for row in first["front"])
+    assert (folder / "report.html").is_file()
+
+    code, out, err = run("resume", str(folder), "--generations", "2")
+    assert code == 0
+    assert "generation 2/2: 7 evaluated" in err
+    assert "channels" in out
+    assert "report:" in out
+
+    code, out, err = run(*command, "--no-bi-teacher")
+    assert code == 2
+    assert "holds a run with other settings: strategies" in err
+
+    code, out, err = run("search", "--out", str(folder))
+    assert code == 2
+    assert "holds a search by method nasbnn, wanted width" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "nasbnn", "--epochs", "3"], "--epochs is an option of --method width; .*--supernet-epochs"),
+        (["--method", "nasbnn", "--no-inherit"], "--no-inherit is an option of --method width"),
+        (["--space", "small"], "--space is an option of --method nasbnn; leave it out for width"),
+        (["--no-bi-teacher"], "--no-bi-teacher is an option of --method nasbnn"),
+        (["--method", "bars"], "--method: got 'bars', wanted width or nasbnn"),
+        (["--method", "nasbnn", "--ops-window", "1e6"], "--ops-window: got 1 numbers, wanted the least and the most"),
+        (["--method", "nasbnn", "--ops-window", "1e6,2e6"], "no subnet of 1 to 2 M OPs was found; .* 0.002618 to 0.20"),
+        (["--method", "nasbnn", "--space", "no.json"], "No such file or directory: no.json"),
+        (["--method", "nasbnn", "--supernet", "no.safetensors"], "No such file or directory: no.safetensors"),
+        (["--method", "nasbnn", "--objectives", "accuracy"], "wanted 'archive' alone, or two and more"),
+    ],
+)
+def test_options_that_do_not_fit_are_named_and_nothing_is_made(run, tmp_path, options, message):
+    code, out, err = run("search", "--out", str(tmp_path / "run"), *options)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, err), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_the_supernet_trains(space, tmp_path):
+    folder = tmp_path / "run"
+    command = ["search", "--method", "nasbnn", "--out", str(folder), "--space", space, *SUBNETS]
+    command[command.index("--supernet-epochs") + 1] = "9"
+    code, out, err = interrupted([sys.executable, "-m", "bitnas", *command], "supernet, epoch")
+    assert code == 130
+    assert out == ""
+    assert f"bitnas resume {folder}" in err
+    assert "Traceback" not in err
+    assert (folder / "supernet.ckpt.safetensors").is_file()

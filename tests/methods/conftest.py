@@ -2,12 +2,12 @@
 
 import pytest
 
-from bitnas.methods.width import evaluate
+from bitnas.methods import candidates
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_timings():
-    before = evaluate._SEARCH_SECONDS, evaluate._FRONT_SECONDS
-    evaluate._SEARCH_SECONDS = evaluate._FRONT_SECONDS = 0.02
+    before = candidates.SEARCH_SECONDS, candidates.FRONT_SECONDS
+    candidates.SEARCH_SECONDS = candidates.FRONT_SECONDS = 0.02
     yield
-    evaluate._SEARCH_SECONDS, evaluate._FRONT_SECONDS = before
+    candidates.SEARCH_SECONDS, candidates.FRONT_SECONDS = before

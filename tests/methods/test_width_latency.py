@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitnas.cost import table_space
 from bitnas.cost.device_table import DeviceTable, TableLocked, TableWriter, latency_key
 from bitnas.methods.width import latency, outline
 from bitnas.methods.width.latency import LatencySpace, build, check, covering, signatures
@@ -253,7 +254,7 @@ def test_one_build_at_a_time(tmp_path):
 
 def test_a_table_that_grows_is_read_again(tmp_path):
     path, code = tmp_path / "t.sqlite", (1.0,) * 6
-    timer = latency._Timer(SMALL, 1, 0.01)
+    timer = table_space.Timer(SMALL, 1, 0.01)
     with TableWriter(path) as writer:
         writer.add_visit(latency_key(), timer.visit((0.5,) * 6, 0))
         with pytest.raises(ValueError, match="lacks .* calls"):
@@ -263,9 +264,9 @@ def test_a_table_that_grows_is_read_again(tmp_path):
 
 
 def test_readings_that_differ():
-    assert latency._differ([100.0, 110.0]) == pytest.approx(10 / 105)
-    assert latency._differ([150.0, 100.0, 101.0]) == pytest.approx(1 / 101)
-    assert latency._differ([90.0, 100.0, 102.0, 150.0]) == pytest.approx(2 / 101)
+    assert table_space._differ([100.0, 110.0]) == pytest.approx(10 / 105)
+    assert table_space._differ([150.0, 100.0, 101.0]) == pytest.approx(1 / 101)
+    assert table_space._differ([90.0, 100.0, 102.0, 150.0]) == pytest.approx(2 / 101)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bitnas.methods.width as width
+from bitnas.methods import candidates
 from bitnas.methods.width import evaluate
 from bitnas.methods.width import latency as tables
 from bitnas.search import SearchFailed
@@ -211,10 +212,11 @@ def test_a_slower_machine_changes_no_latency(monkeypatch):
     """Everything takes three times as long as when the search began: the candidate's latency is what it was."""
     from bitnas.cost.timing import Timing
 
-    def slow(genomes, config, seconds):
-        return [Timing(m, m - 3, m + 3, m - 3, m + 3, 20, False) for m in (300.0 * sum(genome) for genome in genomes)]
+    def slow(networks, settings, seconds):
+        times = [300.0 * sum(network.config.ratios) for network in networks]
+        return [Timing(m, m - 3, m + 3, m - 3, m + 3, 20, False) for m in times]
 
-    monkeypatch.setattr(evaluate, "_timings", slow)
+    monkeypatch.setattr(candidates, "time_in_turns", slow)
     found = evaluate.time_candidate((0.5,) * 6, TINY.to_dict(), 600.0)
     assert found["latency_us"] == pytest.approx(300.0)
     assert found["latency_drift"] == pytest.approx(3.0)

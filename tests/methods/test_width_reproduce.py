@@ -9,10 +9,11 @@ import json
 import pytest
 
 from bitnas.files import CorruptFileError
+from bitnas.methods.reproduction import read
 from bitnas.methods.width import published_checks as checks
 from bitnas.methods.width import reproduce as module
 from bitnas.methods.width.published import TABLE_1, TABLE_2, TABLES
-from bitnas.methods.width.reproduce import read, reproduce, time_row
+from bitnas.methods.width.reproduce import reproduce, time_row
 
 # FLOPs, memory in bits, fitness
 VGG = {

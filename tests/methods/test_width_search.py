@@ -15,8 +15,8 @@ import torch
 
 import bitnas.methods.width as width
 from bitnas.files import CorruptFileError, read_json_checked
+from bitnas.methods.run_folder import read_front
 from bitnas.methods.width import evaluate
-from bitnas.methods.width.search import read_front
 from bitnas.search import JournalCorrupt, JournalLocked
 from bitnas.search.journal import read_journal
 

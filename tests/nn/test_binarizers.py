@@ -10,6 +10,7 @@ from bitnas.nn import (
     BiRealWeight,
     DoReFaActivation,
     DoReFaWeight,
+    NasBnnWeight,
     XnorActivation,
     XnorWeight,
     get_scheme,
@@ -61,6 +62,7 @@ def test_encodings():
         "dorefa": "unit",
         "xnor": "sign",
         "bireal": "sign",
+        "nasbnn": "sign",
     }
 
 
@@ -109,10 +111,43 @@ def test_weight_values_and_scales(shape):
         torch.testing.assert_close(layer(w), expected)
 
 
-def test_zero_weight_is_positive():
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_zero_weight_is_positive(scheme):
     w = torch.tensor([[0.0, -0.0, -2.0, 2.0]])
-    for scheme in SCHEMES.values():
-        assert scheme.weight()(w).tolist() == [[1, 1, -1, 1]]
+    layer = SCHEMES[scheme].weight()
+    # Standardised, the same row has mean 0 and deviation sqrt(8 / 3): its mean magnitude is no longer 1.
+    scale = 1 / (8 / 3) ** 0.5 if scheme == "nasbnn" else 1
+    torch.testing.assert_close(layer(w), scale * torch.tensor([[1.0, 1.0, -1.0, 1.0]]))
+
+
+def standardised(w: torch.Tensor) -> torch.Tensor:
+    rows = w.flatten(1)
+    deviation = ((rows - rows.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True).div(rows.shape[1] - 1).sqrt()
+    return ((rows - rows.mean(1, keepdim=True)) / deviation).view(w.shape)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 2, 4), (7, 6)])
+def test_standardised_weight_values_and_scale(shape):
+    w = 3 + torch.randn(shape, dtype=torch.float64)  # far from 0: all signs come from the standardisation
+    layer, v = NasBnnWeight(), standardised(w)
+    torch.testing.assert_close(layer.latent(w), v)
+    torch.testing.assert_close(layer.scale(w), v.abs().flatten(1).mean(1))
+    torch.testing.assert_close(layer(w), layer.scale(w).view(-1, *[1] * (w.dim() - 1)) * sign(v))
+    assert (layer(w) < 0).any()
+
+
+def test_standardised_weights_of_one_layout_have_one_rounding():
+    w = torch.randn(6, 5, 3, 3) + 1
+    layer = NasBnnWeight()
+    assert torch.equal(layer.latent(w.contiguous(memory_format=torch.channels_last)), layer.latent(w))
+
+
+def test_a_channel_of_equal_weights_standardises_to_zero():
+    layer = NasBnnWeight()
+    for w in (torch.full((2, 3), 0.7), torch.full((2, 1), -1.5)):
+        assert layer.latent(w).tolist() == torch.zeros_like(w).tolist()
+        assert layer(w).tolist() == torch.zeros_like(w).tolist()
+        assert sign(layer.latent(w)).tolist() == torch.ones_like(w).tolist()
 
 
 def straight_through_sign(w: torch.Tensor) -> torch.Tensor:
@@ -127,6 +162,10 @@ def weight_gradient_by_autograd(scheme: str, w: torch.Tensor, g: torch.Tensor) -
         b = w + (w.abs().mean() * sign(w) - w).detach()
     elif scheme == "xnor":
         b = scale * straight_through_sign(w)
+    elif scheme == "nasbnn":
+        v = standardised(w)
+        clipped, scale = v.clip(-1, 1), v.abs().mean(dim=(1, 2, 3), keepdim=True).detach()
+        b = clipped + (scale * sign(v) - clipped).detach()
     else:
         clipped = w.clip(-1, 1)
         b = clipped + (scale * sign(w) - clipped).detach()

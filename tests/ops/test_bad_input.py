@@ -132,6 +132,15 @@ PRIVATE = {
     ),
     "residual dtype": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R.half()), "residual must have the dtype"),
     "residual rank": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[0]), "residual must have 4 dimensions, got 3"),
+    "residual channels": (
+        lambda: OPS.conv2d_float(P, PW, None, S, S, *G, torch.cat([R, R], 1)),
+        "dimension 1 has 8, expected 4",
+    ),
+    "no residual channels": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[:, :0]), "dimension 1 has 0"),
+    "residual layout of fewer": (
+        lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[:, :3]),
+        "laid out like the output",
+    ),
     "residual size": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R[:, :, 1:]), "dimension 2 has"),
     "residual layout": (lambda: OPS.conv2d_float(P, PW, None, S, S, *G, R.contiguous()), "laid out like the output"),
     "cut": (lambda: OPS.conv2d_float_bits(P, PW, None, S, S, S[:1], S, *G), "cut must be a contiguous float32"),

@@ -85,6 +85,39 @@ def test_random_shapes(first, isa, threads):
         assert none.numel() == 0
 
 
+@pytest.mark.parametrize("first", range(0, 24, 12))
+def test_a_scale_and_a_prelu_follow_the_sums(first, isa, threads):
+    for seed in range(first, first + 12):
+        x, weight, bias, stride, padding, _, pool = case(seed)
+        channels = weight.shape[0]
+        bias = normal(channels, seed=seed + 2) if bias is None else bias
+        scale, slope = normal(2, channels, seed=seed + 3)
+        scale, slope = (scale if seed % 3 else None), (slope if seed % 4 else None)
+        wanted = defined(x, weight, None if scale is not None else bias, stride, padding)
+        if scale is not None:
+            wanted = wanted * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+        if slope is not None:
+            wanted = torch.where(wanted >= 0, wanted, slope.view(-1, 1, 1) * wanted)
+        wanted = F.max_pool2d(wanted, pool[:2], pool[2:4], pool[4:]) if wanted.numel() else wanted
+        geometry = (*stride, *padding, False, *pool, scale, slope)
+        with threads():
+            floats = _floats(x, by_taps(weight), bias, *geometry)
+            cut, direction = normal(channels), torch.where(normal(channels, seed=1) > 0, 1.0, -1.0)
+            beside, bits = _bits(x, by_taps(weight), bias, cut, direction, True, *geometry)
+        if x.shape[0]:
+            assert torch.equal(floats, wanted), seed
+        assert torch.equal(beside, floats)
+        assert torch.equal(bits, torch.ops.bitnas.pack_channels(floats, cut, direction))
+
+
+def test_a_prelu_of_values_that_are_not_finite(isa):
+    x = torch.tensor([1.0, torch.nan, -torch.inf, torch.inf, -2.0, -0.0]).view(1, 1, 1, 6)
+    slope = torch.full((33,), 0.5)
+    y = _floats(x, torch.ones(1, 1, 1, 33), None, 1, 1, 0, 0, False, *NO_POOL, None, slope)
+    for channel in (0, 15, 16, 32):
+        torch.testing.assert_close(y[0, channel].flatten(), F.prelu(x, slope[:1]).flatten(), equal_nan=True)
+
+
 def test_values_that_are_not_finite(isa):
     x, weight = torch.ones(1, 1, 1, 6), torch.ones(33, 1, 1, 1)
     x[0, 0, 0] = torch.tensor([1.0, torch.nan, -torch.inf, torch.inf, -2.0, -0.0])
@@ -111,6 +144,7 @@ def test_an_image_cut_for_many_threads(threads_count, isa):
 
 
 X, WEIGHT = normal(1, 3, 8, 8), by_taps(normal(4, 3, 3, 3))
+PLAIN = (1, 1, 1, 1, False, *NO_POOL)
 REFUSED = {
     "dtype": ((X.half(), WEIGHT, None), (), "x must be float32"),
     "rank": ((X[0], WEIGHT, None), (), "x must be"),
@@ -118,6 +152,14 @@ REFUSED = {
     "weight layout": ((X, WEIGHT.transpose(0, 1), None), (), "weight must be a contiguous float32 tensor"),
     "channels": ((normal(1, 2, 8, 8), WEIGHT, None), (), "weight has 3 input channels, x has 2"),
     "bias": ((X, WEIGHT, torch.zeros(5)), (), "bias must be a contiguous float32 tensor of 4 elements"),
+    "scale": ((X, WEIGHT, torch.zeros(4)), (*PLAIN, torch.zeros(3)), "scale must be a contiguous float32 tensor of 4"),
+    "slope": ((X, WEIGHT, None), (*PLAIN, None, torch.zeros(4).double()), "slope must be a contiguous float32 tensor"),
+    "scale alone": ((X, WEIGHT, None), (*PLAIN, torch.ones(4)), "scale needs a bias"),
+    "slope and relu": (
+        (X, WEIGHT, None),
+        (1, 1, 1, 1, True, *NO_POOL, None, torch.ones(4)),
+        "slope and relu exclude each other",
+    ),
     "stride": ((X, WEIGHT, None), (0, 1, 1, 1, False, *NO_POOL), "stride must be between 1 and 2"),
     "padding": ((X, WEIGHT, None), (1, 1, -1, 1, False, *NO_POOL), "padding must be between 0 and 2"),
     "huge padding": ((X, WEIGHT, None), (1, 1, 2**40, 1, False, *NO_POOL), "padding must be between 0 and 2|too large"),

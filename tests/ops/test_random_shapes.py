@@ -22,9 +22,10 @@ def kernels_beside(kernel):
 
 
 def float_options(rng, dots, generator):
-    """Random arguments of the float epilogue: residual, slope, dtype."""
+    """Random arguments of the float epilogue: residual (some of fewer channels, which repeat), slope, dtype."""
     dtype = rng.choice((None, torch.float32, torch.bfloat16, torch.float16))
-    residual = torch.randn(dots.shape, generator=generator).to(dtype or torch.float32)
+    channels = rng.randint(1, dots.shape[1]) if rng.random() < 1 / 3 else dots.shape[1]
+    residual = torch.randn((dots.shape[0], channels, *dots.shape[2:]), generator=generator).to(dtype or torch.float32)
     if dots.dim() == 4:
         residual = residual.contiguous(memory_format=torch.channels_last)
     slope = torch.randn(dots.shape[1], generator=generator)

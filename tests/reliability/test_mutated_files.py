@@ -12,6 +12,9 @@ from bitnas.cost.call_times import Reading
 from bitnas.cost.device_table import DeviceTable, TableWriter, Visit, latency_key
 from bitnas.data import Dataset
 from bitnas.files import CorruptFileError, load_tensors, read_json_checked, save_tensors, write_json_checked
+from bitnas.methods.nasbnn.description import Description, Stage
+from bitnas.methods.nasbnn.supernet import Supernet
+from bitnas.methods.nasbnn.training import load_supernet, save_supernet
 from bitnas.search import Journal, JournalCorrupt, JournalError, Record
 from bitnas.search.journal import read_journal
 from tests.reliability import mutations
@@ -120,7 +123,20 @@ def table(folder):
     return path, load, lambda new, old: new[0] in (old[0], []) and new[1] == old[1][: len(new[1])]
 
 
-KINDS = [journal, parent, frozen, checkpoint, config, front, table]
+def supernet(folder):
+    path = folder / "supernet.safetensors"
+    stage = Stage(channels=(4, 8), depths=(1, 2), kernels=(3, 5))
+    space = Description(name="s", input_size=(1, 8, 8), num_classes=10, stem=(4,), stages=(stage,))
+    save_supernet(Supernet(space), path, {"images": "0" * 64})
+
+    def load():
+        found = load_supernet(path)
+        return dict(found.state_dict()), found.description, found.strategies
+
+    return path, load, same_tensors
+
+
+KINDS = [journal, parent, frozen, checkpoint, config, front, table, supernet]
 
 
 def damage(folder, kind, count):
@@ -153,6 +169,6 @@ def test_damaged_files(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_ten_thousand_damaged_files(tmp_path, kind):
-    """1,700 of each of seven kinds."""
+    """1,700 of each kind."""
     outcomes = damage(tmp_path, kind, 1700)
     print(kind.__name__, dict(outcomes))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bitnas.files import write_json_checked
 from bitnas.search import Journal, Record
 from bitnas.search.journal import read_journal
 
@@ -283,3 +285,154 @@ def claim_folder(folder: Path, differences: tuple[float, ...] = (0.02, 0.03, 0.0
     (folder / "seed-0").mkdir(exist_ok=True)
     write_json(folder / "seed-0" / "config.json", CONFIG)
     return folder
+
+
+def subnet(generator: random.Random) -> dict[str, Any]:
+    """Stem and blocks of a subnet, as `SubnetConfig.to_dict` gives them."""
+    channels, blocks = generator.choice((8, 16)), []
+    stem = channels
+    for stride, choices in ((1, (16, 32)), (2, (32, 64)), (1, (64, 96)), (2, (96, 192))):
+        channels = generator.choice([c for c in choices if c >= channels] or [channels])
+        kernel, groups = generator.choice((3, 5)), generator.choice((1, 2))
+        blocks.append({"channels": channels, "kernel": kernel, "groups": groups, "groups_1x1": 1, "stride": stride})
+    return {"name": "nasbnn", "stem": stem, "blocks": blocks, "num_classes": 10, "input_size": [1, 8, 8]}
+
+
+def subnet_folder(folder: Path, *, latency: bool = True, archive: bool = False, study: bool = True) -> Path:
+    """A finished search of NAS-BNN, with the log of its supernet, one failure and, if asked for, deployed subnets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    objectives = ["archive"] if archive else ["accuracy", "ops", "latency"]
+    search = {"data": "digits", "objectives": objectives, "bucket": 2e3, "latency_batch": 32}
+    search["space"] = {"name": "small"}
+    write_json(folder / "config.json", {**CONFIG, "method": "nasbnn", "search": search})
+    lines = ["epoch,loss,train_accuracy,val_accuracy,lr,seconds,data_seconds"]
+    lines += [f"{i},{2.0 / (i + 1)},{0.5 + 0.04 * i},{0.5 + 0.03 * i},0.001,2.5,0.1" for i in range(8)]
+    (folder / "supernet.csv").write_text("\n".join(lines) + "\n")
+    generator = random.Random(11)
+    entries = []
+    for index in range(30):
+        ops = generator.uniform(4e3, 4e4)
+        accuracy = min(0.99, 0.6 + 0.08 * math.log(ops / 4e3) + generator.gauss(0, 0.02))
+        found = {"accuracy": accuracy, "ops": ops, "bops": 50 * ops, "flops": ops / 8, "memory_bits": 1e5}
+        if latency:
+            time = 200 + ops / 100 * generator.uniform(0.8, 1.2)
+            found |= {"latency_us": time, "latency_low_us": 0.97 * time, "latency_high_us": 1.03 * time}
+        entry = {"key": f"{index:064x}", "genome": [8, 1], "subnet": subnet(generator), "generation": index // 10}
+        failed = index == 7
+        reason = "killed after the time limit of 60 s" if failed else ""
+        entries.append(
+            {**entry, "status": "failed" if failed else "ok", "reason": reason, "metrics": {} if failed else found}
+        )
+    good = sorted((e for e in entries if e["status"] == "ok"), key=lambda e: e["metrics"]["ops"])
+    kept = [e for i, e in enumerate(good) if all(e["metrics"]["accuracy"] > o["metrics"]["accuracy"] for o in good[:i])]
+    front = [
+        {"subnet": e["subnet"], "genome": e["genome"], **e["metrics"], "generation": e["generation"], "key": e["key"]}
+        for e in kept
+    ]
+    write_json(folder / "front.json", front)
+    fronts = [[e["key"] for e in kept if e["generation"] <= generation] for generation in range(3)]
+    source = "measured" if latency else None
+    latencies = {"source": source, "table_check": None}
+    write_json(folder / "search.json", {"history": [], "fronts": fronts, "candidates": entries, "latency": latencies})
+    if study:
+        networks, claims = [], []
+        for pair, row in zip("AB", (front[0], front[-1]), strict=True):
+            for kind, gain in (("inherited", 0.0), ("fine-tuned", 0.04)):
+                made = network("searched", pair, (1.0,) * 6, min(0.98, row["accuracy"] + gain))
+                del made["ratios"], made["widths"]
+                networks.append({**made, "label": f"{pair} {kind}", "kind": kind, "subnet": row["subnet"]})
+            names = {"pair": pair, "searched": f"{pair} fine-tuned", "uniform": f"{pair} inherited"}
+            claims.append({**names, "difference": 0.04, "low": 0.01, "high": 0.07, "outcome": "better"})
+        protocol = {"test_images": 359, "val_images": 360, "weights": "inherited"}
+        write_json(folder / "study.json", {"networks": networks, "claims": claims, "protocol": protocol})
+    return folder
+
+
+def _studied(folder: Path, name: str, **members: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {name: CONFIG[name] for name in ("command", "machine", "versions")}
+    result = {"format": f"bitnas-nasbnn-{name}-1", "complete": True, "data": "digits", "space": "small", **facts}
+    result |= {"search": {"data": "digits"}, "settings": {"epochs": 3}, "protocol": ["as it was done"]}
+    write_json_checked(folder / f"{name}.json", {**result, **members})
+    return folder
+
+
+def ranking_folder(folder: Path, subnets: int = 12) -> Path:
+    """A finished ranking: accuracies made up, correlations and sentences computed as ever."""
+    from bitnas.methods.nasbnn.ranking import correlations, verdicts
+
+    generator, rows = random.Random(4), []
+    for index in range(subnets):
+        alone = 0.6 + 0.02 * index + generator.gauss(0, 0.01)
+        inherited = alone - 0.1 + generator.gauss(0, 0.02)
+        rows.append(
+            {
+                "key": f"{index:064x}",
+                "subnet": subnet(generator),
+                "ops": 3e3 * 1.3**index,
+                "inherited": inherited,
+                "inherited_val": inherited,
+                "alone": alone,
+                "alone_runs": [alone - 0.01, alone + 0.01],
+                "alone_sd": 0.01,
+                "alone_test": alone,
+            }
+        )
+    found = correlations(rows, resamples=100)
+    return _studied(folder, "ranking", subnets=rows, images=719, correlations=found, verdicts=verdicts(found))
+
+
+def ablation_folder(folder: Path, seeds: int = 3) -> Path:
+    """A finished ablation; its sentences are computed as ever."""
+    from bitnas.methods.nasbnn import ablation
+
+    generator = random.Random(6)
+    runs = {
+        name: [dict.fromkeys(ablation.GROUPS, 0.9 - 0.05 * len(off) + generator.gauss(0, 0.002)) for _ in range(seeds)]
+        for name, off in ablation.VARIANTS.items()
+    }
+    variants = [
+        {
+            "name": name,
+            "strategies": {},
+            "accuracy": {
+                group: {"mean": own[0][group], "sd": 0.002, "runs": [run[group] for run in own]}
+                for group in ablation.GROUPS
+            },
+        }
+        for name, own in runs.items()
+    ]
+    differences = [
+        ablation._difference(name, group, runs["all"], own, 0.5)
+        for name, own in runs.items()
+        for group in ablation.GROUPS
+        if name != "all"
+    ]
+    said = [ablation.verdict(one, seeds) for one in differences if one["group"] == "mean"]
+    members = {"variants": variants, "differences": differences, "verdicts": said}
+    return _studied(folder, "ablation", seeds=list(range(seeds)), images=719, **members)
+
+
+def against_folder(folder: Path, seeds: int = 2) -> Path:
+    """A finished comparison of three fronts; areas and sentences are computed as ever."""
+    from bitnas.methods.nasbnn.against import compared
+
+    generator, found = random.Random(8), []
+    fronts = {("searched", "inherited"): 0.85, ("searched", "fine-tuned"): 0.93, ("random", "inherited"): 0.8,
+              ("random", "fine-tuned"): 0.9, ("widths", "from scratch"): 0.88}  # fmt: skip
+    for seed in range(seeds):
+        networks = []
+        for (method, training), top in fronts.items():
+            for number in range(3):
+                time, accuracy = 300.0 * (number + 1), top - 0.05 * (2 - number) + generator.gauss(0, 0.005)
+                kind = {"ratios": [1.0, 2.0]} if method == "widths" else {"subnet": subnet(generator)}
+                networks.append(
+                    {"method": method, "training": training, "name": f"{method} {number + 1}", **kind, "ops": 1e4,
+                     "accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02,
+                     "latency_us": time, "latency_low_us": 0.98 * time, "latency_high_us": 1.02 * time,
+                     "latency_noisy": 0.0}
+                )  # fmt: skip
+        counts = {"searched": 64, "random": 64, "widths": 64}
+        found.append({"seed": seed, "test_images": 359, "train_images": 1078, "networks": networks,
+                      "evaluated": counts, "seconds": dict.fromkeys(counts, 60.0)})  # fmt: skip
+    return _studied(folder, "against", seeds=found, **compared(found))

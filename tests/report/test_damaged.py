@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import CHECK, add_summary, claim_folder, reproduction_folder, study_folder, write_json
+from folders import (
+    CHECK,
+    ablation_folder,
+    add_summary,
+    against_folder,
+    claim_folder,
+    ranking_folder,
+    reproduction_folder,
+    study_folder,
+    subnet_folder,
+    write_json,
+)  # fmt: skip
 
 from bitnas import report
 from bitnas.files import CorruptFileError
@@ -63,11 +74,12 @@ def refusal(folder: Path) -> str | None:
 
 
 @pytest.mark.parametrize("times", [25, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_changed_value_gives_a_page_or_a_refusal(tmp_path, times):
-    folder, generator = whole_folder(tmp_path / "run"), random.Random(times)
+@pytest.mark.parametrize("kind", [whole_folder, subnet_folder])
+def test_a_changed_value_gives_a_page_or_a_refusal(tmp_path, times, kind):
+    folder, generator = kind(tmp_path / "run"), random.Random(times)
     outcomes = {"page": 0, "refused": 0}
     for _ in range(times):
-        name = generator.choice(NAMES)
+        name = generator.choice([name for name in NAMES if (folder / name).exists()])
         before = (folder / name).read_text()
         (folder / name).write_text(damage(before, generator))
         refused = refusal(folder)
@@ -94,3 +106,46 @@ def test_figures_that_no_network_can_have_are_refused(tmp_path, name, change):
     write_json(folder / name, content)
     with pytest.raises(CorruptFileError, match=f"{name}: .*{next(iter(change))}"):
         report.build(folder)
+
+
+@pytest.mark.parametrize("make", [ranking_folder, ablation_folder, against_folder])
+def test_a_study_whose_values_were_changed_is_refused(tmp_path, make):
+    """Its checksum vouches for all of it, so that not one changed value is shown."""
+    folder, generator = make(tmp_path / "study"), random.Random(1)
+    path = next(folder.glob("*.json"))
+    text = path.read_text()
+    report.build(folder)
+    for _ in range(8):
+        changed = damage(text, generator)
+        if json.loads(changed) != json.loads(text):
+            path.write_text(changed)
+            with pytest.raises(CorruptFileError, match=path.name):
+                report.build(folder)
+    path.write_text(text.replace("-1", "-2", 1))
+    with pytest.raises(CorruptFileError, match=path.name):
+        report.build(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"subnet": 3}, {"subnet": {"stem": 8}}, {"subnet": {"stem": 8, "blocks": [{"channels": "x", "kernel": 3}]}},
+     {"subnet": {"stem": -8, "blocks": [{"channels": 8, "kernel": 3}]}}],
+)  # fmt: skip
+def test_what_is_no_subnet_is_refused(tmp_path, change):
+    folder = subnet_folder(tmp_path / "run")
+    for name in ("front.json", "search.json"):
+        text = (folder / name).read_text()
+        content = json.loads(text)
+        (content if isinstance(content, list) else content["candidates"])[0].update(change)
+        write_json(folder / name, content)
+        with pytest.raises(CorruptFileError, match=f"{name}: subnet"):
+            report.build(folder)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("text", ["", "epoch,loss\n0,\n", "a,b\n1,2\n", "epoch,loss,val_accuracy\n0,1.5,7\n", "\x00"])
+def test_a_training_log_that_is_none_is_refused_or_left_out(tmp_path, text):
+    folder = subnet_folder(tmp_path / "run")
+    (folder / "supernet.csv").write_text(text)
+    refused = refusal(folder)
+    assert refused is None if text in ("", "\x00") else refused and "supernet.csv" in refused

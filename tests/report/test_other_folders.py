@@ -97,7 +97,7 @@ def test_a_folder_of_everything_has_the_sections_of_all(tmp_path):
 def test_the_loop_of_the_search_writes_what_the_report_reads(tmp_path):
     """search.json by its real writer, of a search with a failure and a limit in every generation."""
     from bitnas.methods.width import WidthSearchConfig
-    from bitnas.methods.width.search import _Summary
+    from bitnas.methods.width.search import summary
 
     config = WidthSearchConfig(objectives=("accuracy", "latency"), population=6, generations=3)
     write_json(tmp_path / "config.json", {"search": config.to_dict()})
@@ -110,7 +110,7 @@ def test_the_loop_of_the_search_writes_what_the_report_reads(tmp_path):
             journal,
             generations=3,
             limit=lambda metrics: "beyond 8 us" if metrics["latency_us"] > 8 else None,
-            on_generation=_Summary(tmp_path, config, None).write,
+            on_generation=summary(tmp_path, config, None).write,
         )
     run = load_run(tmp_path)
     status = [candidate.status for candidate in {c.key: c for c in result.candidates}.values()]

@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from bitnas.files import write_json_atomic
+from bitnas.methods.run_folder import Progress, open_pool
 from bitnas.methods.width import compare, evaluate
 from bitnas.methods.width.compare import Interval
 from bitnas.methods.width.config import WidthSearchConfig, preset
-from bitnas.methods.width.search import Progress, open_journal, open_pool, search
+from bitnas.methods.width.search import open_journal, search
 from bitnas.search import Record, Stage, run_tasks
 from bitnas.search.space import Genome
 

@@ -7,72 +7,31 @@ of workers nor the order of the candidates changes a result.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnas.methods import candidates
+from bitnas.methods.candidates import derive_seed, load_data, release_memory, single_threaded
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.search.evolution import penalised_accuracy
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
     from bitnas.cost.agreement import Check
-    from bitnas.cost.timing import Timing
-    from bitnas.data import Source, Splits
+    from bitnas.data import Splits
     from bitnas.models import ModelConfig
 
 PARENT_FORMAT = "bitnas-parent-1"
 
-# A latency is measured until its median's 95 % interval is under 2 % of it, or for so many seconds: in the search,
-# where it is put in proportion to a reference, and at the end.
-_HALF_INTERVAL, _SEARCH_SECONDS, _FRONT_SECONDS = 0.01, 0.5, 1.0
-
-
-def single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with torch on one thread, in a worker or not: sums depend on the number of threads."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from bitnas.cost.latency import thread_count
-
-        with thread_count(1):
-            return function(*args, **kwargs)
-
-    return run
-
-
-def start_worker() -> None:
-    """One thread per process: the processes are what uses the cores."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, where the C library can (glibc); a wide network leaves 130 MB otherwise."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-@functools.lru_cache(maxsize=1)
-def load_data(name: str, seed: int) -> Source:
-    """The data set, read once per process."""
-    from bitnas import data
-
-    return data.load(name, seed=seed)
-
 
 def split_data(config: WidthSearchConfig) -> Splits:
     """The run's split; parent and search see train and val only."""
-    test = 1 - config.train_fraction - config.val_fraction
-    return load_data(config.data, config.seed).split(config.train_fraction, config.val_fraction, test)
+    return candidates.split_data(config.data, config.seed, config.train_fraction, config.val_fraction)
 
 
 def network_config(config: WidthSearchConfig, ratios: Genome | float) -> ModelConfig:
@@ -93,11 +52,6 @@ def network_config(config: WidthSearchConfig, ratios: Genome | float) -> ModelCo
 def architecture_key(config: WidthSearchConfig, ratios: Genome) -> str:
     """SHA-256 of the network; the key of its rows in the journal."""
     return network_config(config, ratios).key()
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 31 bits from whatever names the task."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
 def make_network(network: ModelConfig, seed: int) -> nn.Module:
@@ -175,13 +129,7 @@ def train_candidate(genome: Genome, settings: dict[str, Any], run_dir: str) -> d
 
 def training_device(config: WidthSearchConfig, seed: int) -> str:
     """Where a network is trained; the seed spreads candidates over several GPUs."""
-    import torch
-
-    if config.device == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise RuntimeError("device: got 'cuda', but torch finds no GPU here; use 'cpu'")
-    return f"cuda:{seed % torch.cuda.device_count()}"
+    return candidates.pick_device(config.device, seed)
 
 
 def derived(config: WidthSearchConfig, metrics: Mapping[str, float], unit_latency: float | None) -> dict[str, float]:
@@ -208,14 +156,6 @@ def derived(config: WidthSearchConfig, metrics: Mapping[str, float], unit_latenc
     return {"fitness": fitness(metrics["latency_us"]), "fitness_low": fitness(slow), "fitness_high": fitness(fast)}
 
 
-def beyond_budget(config: WidthSearchConfig, metrics: Mapping[str, float]) -> str | None:
-    """Why a candidate is beyond the latency budget, or None: only a latency whose whole interval is above counts."""
-    budget = config.latency_budget
-    if budget is None or metrics.get("latency_low_us", 0.0) <= budget:
-        return None
-    return f"its latency of {metrics['latency_us']:.1f} us is over the budget of {budget:g} us"
-
-
 def reference(config: WidthSearchConfig) -> Genome:
     """The un-widened network: the unit of FLOPs and latency, and what candidates are timed beside."""
     from bitnas.models import num_ratios
@@ -226,83 +166,39 @@ def reference(config: WidthSearchConfig) -> Genome:
 def time_candidate(genome: Genome, settings: dict[str, Any], reference_us: float) -> dict[str, float]:
     """Latency of the frozen network, in us per batch, with this process alone on the machine.
 
-    It is timed in turns with the un-widened network, and put in proportion: what a machine that has become slower or
-    faster since does to both says nothing of the candidate. The kernels take the same time whatever the bits are, so
-    networks have random weights.
-
     Args:
         genome: its ratios.
         settings: `WidthSearchConfig.to_dict()`.
         reference_us: what the un-widened network took when the search began.
 
     Returns:
-        latency_us, its interval latency_low_us and latency_high_us (never narrower than the run's latency_tolerance),
-        latency_iqr_us, latency_noisy (0 or 1), latency_runs; latency_drift, how much slower the un-widened network was
-        than at the beginning, as a factor.
+        See `bitnas.methods.candidates.in_proportion`; the reference is the un-widened network.
     """
-    return _in_proportion([genome], WidthSearchConfig.from_dict(settings), reference_us, _SEARCH_SECONDS)[0]
+    config = WidthSearchConfig.from_dict(settings)
+    return _in_proportion([genome], config, reference_us, candidates.SEARCH_SECONDS)[0]
 
 
 def time_front(genomes: Sequence[Genome], settings: dict[str, Any], reference_us: float) -> list[dict[str, float]]:
     """The same of several networks, timed longer and in turns with each other: what disturbs one meets all alike."""
-    return _in_proportion(genomes, WidthSearchConfig.from_dict(settings), reference_us, _FRONT_SECONDS)
+    return _in_proportion(genomes, WidthSearchConfig.from_dict(settings), reference_us, candidates.FRONT_SECONDS)
 
 
 def _in_proportion(
     genomes: Sequence[Genome], config: WidthSearchConfig, reference_us: float, seconds: float
 ) -> list[dict[str, float]]:
-    *timings, unit = _timings([*genomes, reference(config)], config, seconds)
-    drift = unit.median_us / reference_us
-    share = (unit.high_us - unit.low_us) / (2 * unit.median_us)
-    found = []
-    for own in timings:
-        metrics = _latency(own, config, share)
-        scaled = {name: value / drift for name, value in metrics.items() if name.endswith("_us")}
-        noisy = float(own.noisy or unit.noisy)
-        found.append({**metrics, **scaled, "latency_noisy": noisy, "latency_drift": drift})
-    return found
+    networks = (_random_network(config, genome) for genome in genomes)
+    return candidates.in_proportion(networks, _random_network(config, reference(config)), config, reference_us, seconds)
 
 
 def time_alone(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
     """Latency and interval of one network as the clock has it; see `time_candidate`."""
     config = WidthSearchConfig.from_dict(settings)
-    return _latency(_timings([genome], config, _FRONT_SECONDS)[0], config)
+    return candidates.alone(_random_network(config, genome), config)
 
 
-def _timings(genomes: Sequence[Genome], config: WidthSearchConfig, seconds: float) -> list[Timing]:
-    """Of networks in turns, for up to so many seconds each."""
-    import torch
-
-    from bitnas.cost.exclusive import exclusive
-    from bitnas.cost.latency import thread_count
-    from bitnas.cost.timing import time_interleaved, times_preempted
-    from bitnas.packed import freeze
-
-    networks = [network_config(config, genome) for genome in genomes]
-    frozen = [freeze(make_network(net, derive_seed(config.seed, "latency", net.key())).eval()) for net in networks]
-    x = torch.rand((config.latency_batch, *networks[0].input_size), generator=torch.Generator().manual_seed(0))
-    calls = {index: functools.partial(network, x) for index, network in enumerate(frozen)}
-    with exclusive(), thread_count(config.latency_threads), torch.inference_mode():
-        timings = time_interleaved(
-            calls, seconds=seconds * len(calls), tolerance=_HALF_INTERVAL, preempted=times_preempted
-        )
-    del frozen, calls
-    release_memory()
-    return [timings[index] for index in range(len(genomes))]
-
-
-def _latency(timing: Timing, config: WidthSearchConfig, share: float = 0.0) -> dict[str, float]:
-    """A timing as metrics; `share` of the median is unknown besides."""
-    unknown = share * timing.median_us
-    margin = 0.5 * config.latency_tolerance * timing.median_us
-    return {
-        "latency_us": timing.median_us,
-        "latency_low_us": min(timing.low_us - unknown, timing.median_us - margin),
-        "latency_high_us": max(timing.high_us + unknown, timing.median_us + margin),
-        "latency_iqr_us": timing.iqr_us,
-        "latency_noisy": float(timing.noisy),
-        "latency_runs": float(timing.runs),
-    }
+def _random_network(config: WidthSearchConfig, genome: Genome) -> nn.Module:
+    network = network_config(config, genome)
+    return make_network(network, derive_seed(config.seed, "latency", network.key()))
 
 
 def table_check(config: WidthSearchConfig, table: str | None) -> Check | None:
@@ -330,11 +226,7 @@ def table_check(config: WidthSearchConfig, table: str | None) -> Check | None:
 
 
 def predict_candidate(genome: Genome, settings: dict[str, Any], table: str) -> dict[str, float]:
-    """The same latency from the device table, with the interval that its errors leave between networks.
-
-    That is what nineteen in twenty of the table's check stayed below, without the bias that all share; never narrower
-    than the run's latency_tolerance. `latency_predicted` is 1.
-    """
+    """The same latency from the device table; see `bitnas.methods.candidates.predicted`."""
     from bitnas.methods.width import latency
 
     config = WidthSearchConfig.from_dict(settings)
@@ -345,11 +237,4 @@ def predict_candidate(genome: Genome, settings: dict[str, Any], table: str) -> d
         threads=config.latency_threads,
     )
     assert found.latency_us is not None
-    check = table_check(config, table)
-    share = max(0.5 * config.latency_tolerance, check.scatter_95 if check else 0.0)
-    return {
-        "latency_us": found.latency_us,
-        "latency_low_us": (1 - share) * found.latency_us,
-        "latency_high_us": (1 + share) * found.latency_us,
-        "latency_predicted": 1.0,
-    }
+    return candidates.predicted(found.latency_us, config, table_check(config, table))

@@ -1,10 +1,8 @@
 """The steps of a frozen network of any width code, without its weights.
 
-A wide network takes seconds to make and to freeze, and a search asks for the latency of thousands. What its steps are
-does not depend on weights, and their sizes follow the widths: every number in them is a constant or a multiple of one
-width. So two narrow networks, whose widths are different primes, are frozen once for each kind of network, and their
-steps say for every number which it is. A third one, all of one width, must come out as predicted; where it does not,
-the structure depends on the widths and each network is frozen itself.
+Two narrow networks, whose widths are different primes, are frozen once for each kind of network (`cost.outline`). A
+third one, all of one width, must come out as predicted; where it does not, the structure depends on the widths and each
+network is frozen itself.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -25,21 +23,14 @@ if TYPE_CHECKING:
 _CHECK_WIDTH = 4  # no prime, and no width of the two templates
 
 
-@dataclasses.dataclass(frozen=True)
-class _Multiple:
-    """Stands for a width of the code, times a constant."""
-
-    position: int
-    factor: int
-
-
 @functools.lru_cache(maxsize=4096)
 def steps(network: ModelConfig) -> tuple[Step, ...]:
     """What `bitnas.freeze` makes of the network that the config describes, as steps."""
+    from bitnas.cost.outline import fill
     from bitnas.models import widths
 
     template = _template(dataclasses.replace(network, ratios=(1.0,) * len(network.ratios), base_width=1.0))
-    return _fill(template, widths(network)) if template is not None else _frozen(network).steps
+    return fill(template, widths(network)) if template is not None else _frozen(network)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -52,90 +43,34 @@ def signatures(network: ModelConfig, batch: int = 1, memory: Memory = "fast") ->
 
 def random_network(network: ModelConfig, generator: torch.Generator, memory: Memory = "fast") -> PackedNetwork:
     """A frozen network of these widths with random bits, made at once. It is as fast as a trained one."""
-    import torch
+    from bitnas.cost import outline
 
-    from bitnas.packed import PackedNetwork
-    from bitnas.packed.layers import PackedConv2d, PackedLinear
-    from bitnas.packed.steps import build_layer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        made = steps(network)
-        layers = {step.name: layer for step in made if (layer := build_layer(step)) is not None}
-        for layer in layers.values():
-            for name, tensor in layer.named_buffers():
-                if name == "weight" and isinstance(layer, PackedConv2d | PackedLinear):
-                    tensor.copy_(torch.randint(-(2**63), 2**63 - 1, tensor.shape, dtype=torch.int64))
-                    groups = layer.spec.get("groups", 1)
-                    channels = layer.spec.get("in_channels", layer.spec.get("in_features")) // groups
-                    if channels % 64:
-                        tensor[..., -1] &= (1 << channels % 64) - 1
-                elif name == "threshold" and tensor.dtype == torch.int32:
-                    tensor.copy_(torch.randint(-8, 9, tensor.shape))
-        return PackedNetwork(made, layers, network.to_dict(), memory)
+    return outline.random_network(steps(network), network.to_dict(), generator, memory)
 
 
 @functools.lru_cache(maxsize=64)
 def _template(network: ModelConfig) -> tuple[Step, ...] | None:
-    """Steps with `_Multiple` in place of the numbers that follow the widths; None if that cannot be told."""
+    """An outline of networks of this kind; None if it cannot be told."""
+    from bitnas.cost.outline import UnexplainedNumber, fill, unify
+
     length = len(network.ratios)
     primes = _primes(2 * length)
     narrow, wide = primes[::2], primes[1::2]
-    first, second = (_frozen(_with_widths(network, widths)).steps for widths in (narrow, wide))
-    if [(s.name, s.kind, s.inputs) for s in first] != [(s.name, s.kind, s.inputs) for s in second]:
-        return None
+    first, second = (_frozen(_with_widths(network, widths)) for widths in (narrow, wide))
     try:
-        template = tuple(
-            dataclasses.replace(a, arguments=_unify(a.arguments, b.arguments, narrow, wide))
-            for a, b in zip(first, second, strict=True)
-        )
-    except _Unexplained:
+        template = tuple(unify(first, second, narrow, wide))
+    except UnexplainedNumber:
         return None
     same = (_CHECK_WIDTH,) * length
-    return template if _fill(template, same) == _frozen(_with_widths(network, same)).steps else None
+    return template if fill(template, same) == _frozen(_with_widths(network, same)) else None
 
 
-class _Unexplained(Exception):
-    """A number that is neither a constant nor a multiple of one width."""
-
-
-def _unify(a: Any, b: Any, narrow: Sequence[int], wide: Sequence[int]) -> Any:
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {name: _unify(a[name], b[name], narrow, wide) for name in a}
-    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return tuple(_unify(x, y, narrow, wide) for x, y in zip(a, b, strict=True))
-    if a == b:
-        return a
-    if type(a) is int and type(b) is int:
-        for position, (p, q) in enumerate(zip(narrow, wide, strict=True)):
-            if a % p == 0 and b % q == 0 and a // p == b // q:
-                return _Multiple(position, a // p)
-    raise _Unexplained
-
-
-def _fill(template: Sequence[Step], widths: Sequence[int]) -> tuple[Step, ...]:
-    def value(item: Any) -> Any:
-        if isinstance(item, _Multiple):
-            return item.factor * widths[item.position]
-        if isinstance(item, tuple):
-            return tuple(map(value, item))
-        return item
-
-    return tuple(
-        dataclasses.replace(step, arguments={name: value(item) for name, item in step.arguments.items()})
-        for step in template
-    )
-
-
-def _frozen(network: ModelConfig) -> PackedNetwork:
-    import torch
-
+def _frozen(network: ModelConfig) -> tuple[Step, ...]:
+    from bitnas.cost.outline import without_chance
     from bitnas.models import create_model_from_config
     from bitnas.packed import freeze
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return freeze(create_model_from_config(network).eval())
+    return without_chance(lambda: freeze(create_model_from_config(network).eval()))
 
 
 def _with_widths(network: ModelConfig, wanted: Sequence[int]) -> ModelConfig:

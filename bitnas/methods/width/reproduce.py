@@ -29,7 +29,6 @@ trained: {"data", "fingerprint", "recipe", "epochs", "seed", "images", "accuracy
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_bytes_atomic, write_json_atomic
+from bitnas.methods.reproduction import FORMAT, REPRODUCTION, facts, machine_key, ms, timed_before
 from bitnas.methods.width import published_checks as checks
 from bitnas.methods.width.published import TABLES, Row, Table
 
@@ -47,13 +47,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 
-REPRODUCTION, NETWORKS = "reproduction.json", "networks"
-FORMAT, NETWORK_FORMAT = "bitnas-reproduction-1", "bitnas-reproduction-network-1"
+NETWORKS = "networks"
+NETWORK_FORMAT = "bitnas-reproduction-network-1"
 PAPER = {"title": "Searching for Accurate Binary Neural Architectures", "arxiv": "1909.07378"}
 FIGURES = ("flops", "memory_bits", "speed_up", "top1", "top5")
 VERIFIED_IMAGES = 100  # at most so many, every integer of every layer compared
-# A float ResNet-18 of four times the width takes about a second for an image on one thread.
-_FLOAT_RUNS = 5
 
 
 def reproduce(
@@ -106,7 +104,7 @@ def reproduce(
         raise ValueError("train: needs data, out and one table; its networks are trained on that data set and kept")
     folder = None if out is None else Path(out)
     notify = on_progress or (lambda event: None)
-    timed = {} if folder is None else _timed_before(folder)
+    timed = {} if folder is None else timed_before(folder, PAPER)
     if retime:
         timed = {key: found for key, found in timed.items() if not (found["noisy"] or found["float_noisy"])}
     source = None if data is None else _load(data, seed)
@@ -126,7 +124,7 @@ def reproduce(
             "seed": seed,
             "base_width": base_width,
         },
-        "machine": _facts() if latency else None,
+        "machine": facts() if latency else None,
         "tables": [],
         "findings": [finding.to_dict() for finding in checks.findings() if finding.table in tables],
         "summary": {},
@@ -225,82 +223,32 @@ def _summary(result: Mapping[str, Any]) -> dict[str, int]:
 # ---- time -----------------------------------------------------------------------
 
 
-def _facts() -> dict[str, Any]:
-    from bitnas.cost import machine
-
-    return machine.facts()
-
-
-def _machine_key() -> dict[str, Any]:
-    """What two latencies must share to stand in one column."""
-    facts = _facts()
-    return {name: facts.get(name) for name in ("cpu", "isa", "kernel_version", "torch")}
-
-
 def _latency(
     row: Row, before: Mapping[str, Any] | None, batch: int, threads: int, seconds: float
 ) -> dict[str, dict[str, Any] | str | None]:
     if not (row.buildable or row.kind == "full precision"):
         return {"latency": None, "latency_reason": "bitnas has no such network"}
-    key = {"batch": batch, "threads": threads, "machine": _machine_key()}
+    key = {"batch": batch, "threads": threads, "machine": machine_key()}
     if before is not None and all(before.get(name) == value for name, value in key.items()):
         return {"latency": dict(before), "latency_reason": None}
     return {"latency": {**time_row(row, batch=batch, threads=threads, seconds=seconds), **key}, "latency_reason": None}
 
 
 def time_row(row: Row, *, batch: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Times a row's network, frozen and as its float twin (see `timing.float_twin`), in us per batch.
+    """Times a row's network, frozen and as its float twin, as `timing.time_beside_float` does.
 
     The kernels take the same time whatever the bits are, so the network has random weights. The full-precision row is
-    the float twin of the un-widened network alone. The twin is timed in both of torch's memory formats, the faster one
-    counts.
+    the float twin of the un-widened network alone.
     """
     import torch
-    from torch import nn
 
-    from bitnas.cost import measure_latency
-    from bitnas.methods.width.timing import float_twin
+    from bitnas.methods.width.timing import time_beside_float
     from bitnas.models import create_model
-    from bitnas.packed import freeze
-
-    class ChannelsLast(nn.Module):
-        """A network that is handed its images as it likes them."""
-
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.network = network
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.network(x.contiguous(memory_format=torch.channels_last))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = create_model(str(row.model), **row.model_options()).eval()
-    size = model.config.input_size
-    options: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds}
-    frozen = None
-    if row.buildable:
-        network = freeze(model)
-        frozen = measure_latency(network, size, **options)
-        del network
-    twin = float_twin(model)
-    del model  # the widest takes 0.7 GB
-    contiguous = measure_latency(twin, size, min_runs=_FLOAT_RUNS, **options)
-    last = measure_latency(ChannelsLast(twin), size, min_runs=_FLOAT_RUNS, **options)
-    best = min((contiguous, last), key=lambda found: found.median_us)
-    return {
-        "median_us": frozen and frozen.median_us,
-        "iqr_us": frozen and frozen.iqr_us,
-        "noisy": frozen and frozen.noisy,
-        "runs": frozen and frozen.runs,
-        "float_us": best.median_us,
-        "float_iqr_us": best.iqr_us,
-        "float_noisy": best.noisy,
-        "float_runs": best.runs,
-        "ratio": frozen and best.median_us / frozen.median_us,
-        "input_size": list(size),
-    }
+    return time_beside_float(model, frozen=row.buildable, batch=batch, threads=threads, seconds=seconds)
 
 
 # ---- accuracy -------------------------------------------------------------------
@@ -484,32 +432,6 @@ def top_accuracies(model: nn.Module, source: Source, *, batch_size: int = 256) -
 # ---- files ----------------------------------------------------------------------
 
 
-def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The `reproduction.json` of a folder; FileNotFoundError if it holds none, CorruptFileError if it is damaged."""
-    path = Path(folder) / REPRODUCTION
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']!r}, wanted {FORMAT!r}")
-        for table in found["tables"]:
-            for row in table["rows"]:
-                (row["key"], row["latency"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(path, f"is not a reproduction ({error}); delete it to start anew") from error
-    return found
-
-
-def _timed_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """Latencies that the folder holds, by row."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, wanted a folder")
-    if not (folder / REPRODUCTION).exists():
-        return {}
-    found = read(folder)
-    rows = [row for table in found["tables"] for row in table["rows"]]
-    return {**found.get("kept", {}), **{row["key"]: row["latency"] for row in rows if row["latency"] is not None}}
-
-
 def _write(folder: Path, result: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
     """Replace the files. Latencies of rows that are still to come stay in the file, under "kept"."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -553,12 +475,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
             found.append(_MISSING)
             continue
         noisy = ", noisy" if latency[f"{prefix}noisy"] else ""
-        found.append(f"{_ms(median)} ms (IQR {_ms(latency[f'{prefix}iqr_us'])}{noisy})")
+        found.append(f"{ms(median)} ms (IQR {ms(latency[f'{prefix}iqr_us'])}{noisy})")
     return found
-
-
-def _ms(us: float) -> str:
-    return f"{us / 1000:.0f}" if us >= 1e5 else f"{us / 1000:.3g}"
 
 
 def title(table: Mapping[str, Any]) -> str:

@@ -8,49 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import shlex
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from bitnas.files import CorruptFileError, read_json_checked, write_json_checked
+from bitnas.methods import candidates, front_timing, run_folder
+from bitnas.methods.run_folder import LATENCY_TABLE, Progress
 from bitnas.methods.width import evaluate
 from bitnas.methods.width.config import MEASURED, TABLE, WidthSearchConfig
-from bitnas.search import (
-    NSGA2,
-    Evolution,
-    Failure,
-    Journal,
-    Record,
-    SearchFailed,
-    Stage,
-    WidthSpace,
-    WorkerPool,
-    Workers,
-    open_workers,
-    run_search,
-    run_tasks,
-)
+from bitnas.search import NSGA2, Evolution, Journal, Stage, WidthSpace, WorkerPool, Workers, run_search
 from bitnas.search.loop import Candidate, front_of
-from bitnas.search.loop import SearchResult as Found
 from bitnas.search.space import Genome
 
-Progress = Callable[[dict[str, Any]], None]
-
-CONFIG, JOURNAL, PARENT, CHECKPOINT, FRONT, SUMMARY = (
-    "config.json",
-    "journal.sqlite",
-    "parent.safetensors",
-    "parent.ckpt.safetensors",
-    "front.json",
-    "search.json",
-)
-FRONT_STAGE, WORKER_LOG, LATENCY_TABLE = "front-latency", "workers.log", "latency.sqlite"
+METHOD = "width"
+PARENT, CHECKPOINT = "parent.safetensors", "parent.ckpt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,7 +64,7 @@ def search(
     folder = Path(out)
     notify = on_progress or (lambda event: None)
     _check(folder, config)
-    _claim(folder, config)
+    run_folder.claim(folder, config, METHOD, read_config, rule=config.counting_rule)
     with open_journal(folder, config) as journal:
         notify(
             {
@@ -102,10 +75,10 @@ def search(
                 "objectives": list(config.objectives),
             }
         )
-        for note in evaluate.load_data(config.data, config.seed).notes:
+        for note in candidates.load_data(config.data, config.seed).notes:
             notify({"event": "warning", "message": note})
         check = _table_check(folder, config, notify)
-        with open_pool(config, folder) as pool, open_measurer(config) as measurer:
+        with run_folder.open_pool(config, folder) as pool, run_folder.open_measurer(config) as measurer:
             if config.inherit:
                 _train_parent(folder, config, notify)
             unit = _unit_latency(folder, config, journal, measurer) if config.needs_latency else None
@@ -120,14 +93,25 @@ def search(
                 key=lambda genome: evaluate.architecture_key(config, genome),
                 ties=config.ties(),
                 derive=lambda metrics: evaluate.derived(config, metrics, unit if config.latency_weight else None),
-                limit=lambda metrics: evaluate.beyond_budget(config, metrics),
-                on_generation=_Summary(folder, config, check).write,
+                limit=lambda metrics: candidates.beyond_latency(config, metrics),
+                on_generation=summary(folder, config, check).write,
                 on_progress=notify,
             )
             pool.stop()  # the machine to itself, for the timings
-            front = _timed_front(result.candidates, config, journal, measurer, notify)
+            front = front_timing.timed_front(
+                result.candidates,
+                config.front_objectives(),
+                _timing(config),
+                journal,
+                measurer,
+                notify,
+                beyond=lambda metrics: candidates.beyond_latency(config, metrics),
+                by_latency=config.needs_latency,
+                budget=config.latency_budget,
+                derive=functools.partial(evaluate.derived, config) if config.latency_weight else None,
+            )
         rows = _front_rows(front, config)
-        _write_front(folder, rows)
+        run_folder.write_front(folder, rows)
     notify(
         {
             "event": "search_end",
@@ -171,62 +155,26 @@ def resume(
     )
     if changed != config:
         with open_journal(folder, config):  # nobody else is using the folder
-            _write_config(folder, changed)
+            run_folder.write_config(folder, changed, METHOD, rule=changed.counting_rule)
     return search(changed, folder, on_progress=on_progress)
 
 
 def read_config(folder: Path) -> WidthSearchConfig:
     """The settings of a run folder; FileNotFoundError if there is none, CorruptFileError if they cannot be read."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}")
-    settings = read_json_checked(
-        path,
-        fix="A run's settings are never edited: start another run with a new folder, or restore the file from a copy",
-    )
-    try:
-        return WidthSearchConfig.from_dict(settings["search"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(path, f"does not hold the settings of a width search ({error})") from error
+    return run_folder.read_settings(folder, METHOD, WidthSearchConfig.from_dict)
 
 
 def open_journal(folder: Path, config: WidthSearchConfig) -> Journal:
     """The folder's journal, bound to these settings and this data; holds the folder's lock while open."""
     from bitnas import train
-    from bitnas.cost import machine
 
-    path = folder / JOURNAL
-    if (folder / FRONT).exists() and (not path.exists() or path.stat().st_size == 0):
-        raise CorruptFileError(path, "is empty or missing, though the search in this folder has finished; restore it")
-    meta = {
-        "method": "width",
-        "version": 1,
-        "seed": config.seed,
-        "space": {"choices": list(config.choices), "length": _space(config).length},
-        "data": evaluate.load_data(config.data, config.seed).fingerprint(),
-        "recipes": {name: train.RECIPES[name].to_dict() for name in (config.recipe, config.parent_recipe)},
-        # Latencies of another machine or kernel are not comparable with these.
-        "machine": {name: machine.facts()[name] for name in ("cpu", "isa", "kernel_version", "torch")},
-        "config": config.identity(),
-    }
-    return Journal(folder / JOURNAL, meta=meta)
-
-
-def open_pool(config: WidthSearchConfig, folder: Path) -> Workers:
-    """Workers for this run, on this machine or many, started on first use."""
-    limit = None if config.memory_limit is None else int(config.memory_limit * 2**30)
-    return open_workers(
-        config.workers,
-        timeout=config.timeout,
-        memory_limit=limit,
-        initializer=evaluate.start_worker,
-        log=folder / WORKER_LOG,
+    return run_folder.open_journal(
+        folder,
+        config,
+        METHOD,
+        space={"choices": list(config.choices), "length": _space(config).length},
+        recipes={name: train.RECIPES[name].to_dict() for name in (config.recipe, config.parent_recipe)},
     )
-
-
-def open_measurer(config: WidthSearchConfig) -> WorkerPool:
-    """The one process that latencies are measured in; this one for a run without workers. Always on this machine."""
-    return WorkerPool(0 if config.workers == 0 else 1, timeout=config.timeout)
 
 
 def _check(folder: Path, config: WidthSearchConfig) -> None:
@@ -237,89 +185,14 @@ def _check(folder: Path, config: WidthSearchConfig) -> None:
         name = getattr(config, setting)
         if name not in train.RECIPES:
             raise ValueError(f"{setting}: got {name!r}, wanted one of {', '.join(train.RECIPES)}")
-    cores = os.cpu_count() or 1
-    if config.needs_latency and config.latency_threads > cores:
-        raise ValueError(f"latency_threads: got {config.latency_threads}, wanted at most the {cores} CPUs there are")
+    if config.needs_latency:
+        run_folder.check_threads(config.latency_threads)
     if config.latency_source == TABLE and not (folder / LATENCY_TABLE).exists():
         evaluate.table_check(config, config.latency_table)
     cheapest = evaluate.costs(config, evaluate.network_config(config, min(config.choices)))["flops"]
     least = cheapest / evaluate.unit_flops(config)
     if config.budget is not None and config.budget < least:
         raise ValueError(f"budget: got {config.budget}, wanted at least {least:.4g}, what the narrowest network costs")
-
-
-def _write_front(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """A study of an earlier front says nothing of this one; its trainings stay in the journal."""
-    path, study = folder / FRONT, folder / "study.json"
-    if study.exists() and not (path.exists() and read_front(folder) == json.loads(json.dumps(rows))):
-        study.unlink()
-    write_json_checked(path, rows)
-
-
-def read_front(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `front.json`; FileNotFoundError without one, CorruptFileError if it was altered."""
-    rows: list[dict[str, Any]] = read_json_checked(
-        folder / FRONT,
-        fix="Delete it and run `bitnas resume`: it is written again from the journal, nothing is measured",
-    )
-    return rows
-
-
-def _claim(folder: Path, config: WidthSearchConfig) -> None:
-    """Make the folder, or check that it is this run's."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, wanted a folder")
-    if (folder / CONFIG).exists():
-        existing = read_config(folder)
-        if existing.identity(generations=True) != config.identity(generations=True):
-            before, now = existing.to_dict(), config.to_dict()
-            name = next(name for name in now if before[name] != now[name])
-            raise FileExistsError(
-                f"{folder} holds a run with other settings: {name} is {before[name]} there and {now[name]} here. "
-                "Use another folder, or `resume` to go on with the run as it was."
-            )
-        return
-    if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no {CONFIG}; use a new folder for a new run")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_config(folder, config)
-
-
-def _write_config(folder: Path, config: WidthSearchConfig) -> None:
-    write_json_checked(
-        folder / CONFIG,
-        {
-            "method": "width",
-            "search": config.to_dict(),
-            "seed": config.seed,
-            "rule": config.counting_rule,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": _versions(),
-            "machine": _machine(),
-        },
-    )
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import numpy
-    import torch
-
-    from bitnas import __version__
-
-    return {
-        "bitnas": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-    }
-
-
-def _machine() -> dict[str, Any]:
-    from bitnas.cost import machine
-
-    return machine.facts()
 
 
 def _space(config: WidthSearchConfig) -> WidthSpace:
@@ -379,87 +252,39 @@ def _stages(folder: Path, config: WidthSearchConfig, pool: Workers, unit: float 
 def _unit_latency(folder: Path, config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
     """Us of the un-widened network, as this run's candidates get theirs: the unit of a latency term, and what timings
     are put in proportion to."""
-    if config.latency_source == MEASURED:
-        return _reference_latency(config, journal, measurer)
-    return _latency_of_reference(_latency_stage(folder, config, None), config, journal, measurer)
+    stage = None if config.latency_source == MEASURED else _latency_stage(folder, config, None)
+    return _timing(config).reference_us(journal, measurer, stage)
 
 
-def _reference_latency(config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
-    """Us that the un-widened network took when it was first asked for."""
-    stage = Stage("reference-latency", evaluate.time_alone, (config.to_dict(),), parallel=False)
-    return _latency_of_reference(stage, config, journal, measurer)
-
-
-def _latency_of_reference(stage: Stage, config: WidthSearchConfig, journal: Journal, measurer: WorkerPool) -> float:
-    genome = evaluate.reference(config)
-    key = evaluate.architecture_key(config, genome)
-    record, _ = next(run_tasks([(key, genome)], stage, journal, measurer))
-    if not record.ok:
-        raise SearchFailed(f"the un-widened network has no latency to compare with: {record.reason}")
-    return record.metrics["latency_us"]
+def _timing(config: WidthSearchConfig) -> front_timing.Timing:
+    reference = evaluate.reference(config)
+    return front_timing.Timing(
+        settings=config.to_dict(),
+        one=evaluate.time_candidate,
+        together=evaluate.time_front,
+        alone=evaluate.time_alone,
+        reference=reference,
+        reference_key=evaluate.architecture_key(config, reference),
+        reference_name="the un-widened network",
+    )
 
 
 def _table_check(folder: Path, config: WidthSearchConfig, notify: Progress) -> dict[str, Any] | None:
-    """How true the device table was found, if this run uses it; warns where that is not known or not good.
-
-    The run keeps a copy of the table, so that building or checking it again changes nothing here.
-    """
+    """How true the device table was found, if this run uses it."""
     if config.latency_source != TABLE:
         return None
-    copy = folder / LATENCY_TABLE
-    if not copy.exists():
-        from bitnas.cost.device_table import copy_table
-
-        copy_table(config.latency_table, copy)
-    check = evaluate.table_check(config, str(copy))
-    if check is None:
-        notify({"event": "warning", "message": "the latency table was never checked; run `bitnas latency check`"})
-        return None
-    if not check.good:
-        notify(
-            {
-                "event": "warning",
-                "message": f"the latency table is off: Spearman {check.spearman:.3f}, median error "
-                f"{check.median_error:.1%} over {check.networks} networks; build it again on an idle machine",
-            }
-        )
-    return check.to_dict()
+    table = run_folder.keep_table(folder, config.latency_table)
+    return run_folder.table_facts(evaluate.table_check(config, table), notify)
 
 
-class _Summary:
-    """Keeps `search.json`: what follows from the journal by this run's settings, so that a report need not run the
-    search again."""
-
-    def __init__(self, folder: Path, config: WidthSearchConfig, check: dict[str, Any] | None) -> None:
-        self._path = folder / SUMMARY
-        self._config, self._check = config, check
-        self._fronts: list[list[str]] = []
-
-    def write(self, result: Found) -> None:
-        """After each generation."""
-        self._fronts.append([c.key for c in front_of(result.candidates, self._config.front_objectives())])
-        write_json_checked(
-            self._path,
-            {
-                "history": result.history,
-                "fronts": self._fronts,
-                "candidates": [
-                    {
-                        "key": candidate.key,
-                        "ratios": list(candidate.genome),
-                        "status": candidate.status,
-                        "reason": candidate.reason,
-                        "generation": candidate.generation,
-                        "metrics": candidate.metrics,
-                    }
-                    for candidate in result.candidates
-                ],
-                "latency": {
-                    "source": self._config.latency_source if self._config.needs_latency else None,
-                    "table_check": self._check,
-                },
-            },
-        )
+def summary(folder: Path, config: WidthSearchConfig, check: dict[str, Any] | None) -> run_folder.Summary:
+    """What keeps `search.json`, for `run_search`."""
+    return run_folder.Summary(
+        folder,
+        lambda candidate: {"ratios": list(candidate.genome)},
+        lambda found: front_of(found.candidates, config.front_objectives()),
+        {"source": config.latency_source if config.needs_latency else None, "table_check": check},
+    )
 
 
 def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> None:
@@ -512,73 +337,6 @@ def _train_parent(folder: Path, config: WidthSearchConfig, notify: Progress) -> 
     del model
     evaluate.release_memory()
     notify({"event": "parent_end", "accuracy": accuracy})
-
-
-def _timed_front(
-    candidates: Sequence[Candidate], config: WidthSearchConfig, journal: Journal, measurer: WorkerPool, notify: Progress
-) -> list[Candidate]:
-    """The front with every member measured whole, in turns with the others.
-
-    What turns out to be over the budget leaves the front to those that it kept off. What the search selected by stays
-    beside the new latency and fitness as `searched_latency_us` and `searched_fitness`.
-    """
-    reference_us: float | None = None
-    left = {candidate.key: candidate for candidate in reversed(candidates) if candidate.status == "ok"}
-    while left:
-        front = front_of(list(left.values()), config.front_objectives())
-        fresh = [candidate for candidate in front if journal.get(candidate.key, FRONT_STAGE) is None]
-        if reference_us is None:
-            reference_us = _reference_latency(config, journal, measurer)
-        if fresh:
-            notify({"event": "front_timing", "networks": len(fresh)})
-            for candidate, metrics in zip(fresh, _time_front(fresh, config, measurer, reference_us), strict=True):
-                fields = {"key": candidate.key, "genome": candidate.genome, "stage": FRONT_STAGE}
-                if isinstance(metrics, Failure):
-                    notify({"event": "warning", "message": f"a network of the front was not timed: {metrics.reason}"})
-                    journal.add(Record.failure(metrics.reason, generation=candidate.generation, **fields))
-                else:
-                    journal.add(Record.of(metrics, generation=candidate.generation, **fields))
-        timed = [_with_final_latency(candidate, config, journal, reference_us) for candidate in front]
-        over = [one.key for one in timed if evaluate.beyond_budget(config, one.metrics) is not None]
-        if not over:
-            return front_of(timed, config.front_objectives()) if config.needs_latency else timed
-        for key in over:
-            del left[key]
-    raise SearchFailed(
-        f"no network is within the latency budget of {config.latency_budget} us when it is measured whole; allow more"
-    )
-
-
-def _with_final_latency(
-    candidate: Candidate, config: WidthSearchConfig, journal: Journal, reference_us: float
-) -> Candidate:
-    record = journal.get(candidate.key, FRONT_STAGE)
-    assert record is not None
-    if not record.ok:
-        return candidate
-    before = {
-        f"searched_{name}": candidate.metrics[name]
-        for name in ("latency_us", "fitness")
-        if name in candidate.metrics and (name != "fitness" or config.latency_weight)
-    }
-    kept = {name: value for name, value in candidate.metrics.items() if not name.startswith("latency_")}
-    metrics = {**kept, **record.metrics, **before}
-    if config.latency_weight:
-        metrics |= evaluate.derived(config, metrics, reference_us)
-    return dataclasses.replace(candidate, metrics=metrics)
-
-
-def _time_front(
-    front: Sequence[Candidate], config: WidthSearchConfig, measurer: WorkerPool, reference_us: float
-) -> list[dict[str, float] | Failure]:
-    genomes, settings = [candidate.genome for candidate in front], config.to_dict()
-    found = next(iter(measurer.run(evaluate.time_front, [(genomes, settings, reference_us)])))[1]
-    if not isinstance(found, Failure):
-        return found
-    # One that crashes or hangs must not take the others' places: each alone.
-    tasks = [(genome, settings, reference_us) for genome in genomes]
-    alone = {index: result for index, result, _ in measurer.run(evaluate.time_candidate, tasks)}
-    return [alone[index] for index in range(len(front))]
 
 
 def _front_rows(front: list[Candidate], config: WidthSearchConfig) -> list[dict[str, Any]]:

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_json_checked
+from bitnas.methods.run_folder import FRONT, STUDY, Progress, open_pool, read_front
 from bitnas.methods.width import compare, evaluate
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.methods.width.partner import uniform_multiplier
-from bitnas.methods.width.search import FRONT, Progress, open_journal, open_pool, read_config, read_front
+from bitnas.methods.width.search import open_journal, read_config
 from bitnas.search import Journal, Record, Stage, WorkerPool, Workers, run_tasks
 from bitnas.search.space import Genome
 
-STUDY, NETWORKS = "study.json", "networks"
+NETWORKS = "networks"
 VERIFIED_IMAGES = 1000  # at most so many, each layer's every integer compared
 TRAINED_FORMAT = "bitnas-trained-1"
 

@@ -17,38 +17,59 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bitnas.cost.timing import time_interleaved
-from bitnas.nn import BinaryConv2d, BinaryLinear
+from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, LSQConv2d, RPReLU, TileChannels
 
 if TYPE_CHECKING:
     from bitnas.packed import PackedNetwork
 
 Call = Callable[[], object]
 
+# A float ResNet-18 of four times the width takes about a second for an image on one thread.
+_FLOAT_RUNS = 5
+
 
 def float_twin(model: nn.Module) -> nn.Module:
-    """A fused copy in evaluation mode, every binary layer replaced by ReLU and the float layer of the same shape."""
+    """A fused copy in evaluation mode, every binary layer replaced by ReLU and the float layer of the same shape.
+
+    A stem of 8-bit weights becomes a float one. What only serves the signs (biases before them, RPReLU after them) is
+    left out: the ReLU stands for it, and the twin is the faster for it.
+    """
     twin = copy.deepcopy(model).eval()
+    replaced: list[str] = []
     for name, layer in list(twin.named_modules()):
+        if any(name.startswith(outer + ".") for outer in replaced):
+            continue
         plain: nn.Module
         if isinstance(layer, BinaryConv2d):
-            plain = nn.Conv2d(
-                layer.in_channels,
-                layer.out_channels,
-                layer.kernel_size,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.groups,
-                bias=layer.bias is not None,
-            )
+            plain = _StandIn(nn.ReLU(), _float_conv(layer)).eval()
         elif isinstance(layer, BinaryLinear):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            plain = _StandIn(nn.ReLU(), linear).eval()
+        elif isinstance(layer, LSQConv2d):
+            plain = _float_conv(layer).eval()
+        elif isinstance(layer, ChannelBias | RPReLU):
+            plain = nn.Identity()
         else:
             continue
         parent, _, attribute = name.rpartition(".")
-        setattr(twin.get_submodule(parent), attribute, _StandIn(nn.ReLU(), plain).eval())
+        setattr(twin.get_submodule(parent), attribute, plain)
+        replaced.append(name)
     _fuse_batch_norms(twin)
     return twin
+
+
+def _float_conv(layer: BinaryConv2d | nn.Conv2d) -> nn.Conv2d:
+    """An ordinary convolution of the same shape."""
+    return nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]  # pairs, which torch's annotation leaves open
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        layer.groups,
+        bias=layer.bias is not None,
+    )
 
 
 class _StandIn(nn.Sequential):
@@ -57,7 +78,7 @@ class _StandIn(nn.Sequential):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _StandIn) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, _StandIn | TileChannels) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fuse_batch_norms(twin: nn.Module) -> None:
@@ -74,6 +95,62 @@ def _fuse_batch_norms(twin: nn.Module) -> None:
         fused = fuse_conv_bn_eval(conv, norm)
         twin.set_submodule(name, _StandIn(layer[0], fused).eval() if isinstance(layer, _StandIn) else fused)
         twin.set_submodule(str(node.target), nn.Identity())
+
+
+def time_beside_float(
+    model: Any, *, frozen: bool = True, batch: int = 1, threads: int = 1, seconds: float = 1.0
+) -> dict[str, Any]:
+    """Time a network frozen, and its float twin in both of torch's memory formats, of which the faster one counts.
+
+    Args:
+        model: in evaluation mode, with its config; only its shapes matter.
+        frozen: whether the frozen network is timed at all; without it, only the twin.
+        batch, threads: what is timed.
+        seconds: of each of the three timings, at most, unless its few runs take longer.
+
+    Returns:
+        median_us, iqr_us, noisy, runs (None without `frozen`), the same of the twin as float_us, float_iqr_us,
+        float_noisy, float_runs; ratio = float_us / median_us or None; input_size. Times are in us per batch.
+    """
+    from bitnas.cost import measure_latency
+    from bitnas.packed import freeze
+
+    size = tuple(model.config.input_size)
+    options: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds}
+    found = None
+    if frozen:
+        network = freeze(model)
+        found = measure_latency(network, size, **options)
+        del network
+    twin = float_twin(model)
+    del model  # the widest takes 0.7 GB, where the caller keeps none
+    contiguous = measure_latency(twin, size, min_runs=_FLOAT_RUNS, **options)
+    last = measure_latency(_ChannelsLast(twin), size, min_runs=_FLOAT_RUNS, **options)
+    best = min((contiguous, last), key=lambda timed: timed.median_us)
+    return {
+        "median_us": found and found.median_us,
+        "iqr_us": found and found.iqr_us,
+        "noisy": found and found.noisy,
+        "runs": found and found.runs,
+        "float_us": best.median_us,
+        "float_iqr_us": best.iqr_us,
+        "float_noisy": best.noisy,
+        "float_runs": best.runs,
+        "ratio": found and best.median_us / found.median_us,
+        "input_size": list(size),
+    }
+
+
+class _ChannelsLast(nn.Module):
+    """A network that is handed its images as it likes them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.contiguous(memory_format=torch.channels_last))
 
 
 def time_pair(

@@ -85,10 +85,11 @@ def named_marks(
 
 def hover(name: str, point: Point) -> str:
     """What a mark says when pointed at."""
-    return (
-        f"{name}: {numbers.percent(point.get('accuracy'))}, {numbers.duration(point.get('latency_us'))}, "
-        f"{numbers.count(point.get('flops'))} FLOPs, ratios {code(point)}"
-    )
+    if point.subnet is not None:
+        what = f"{numbers.count(point.get('ops'))} OPs, blocks {code(point)}"
+    else:
+        what = f"{numbers.count(point.get('flops'))} FLOPs, ratios {code(point)}"
+    return f"{name}: {numbers.percent(point.get('accuracy'))}, {numbers.duration(point.get('latency_us'))}, {what}"
 
 
 def upper_edge(points: Sequence[P], cost: str) -> list[P]:

@@ -8,7 +8,7 @@ from .. import course, numbers
 from ..figures import course as figures
 from ..figures.common import COSTS
 from ..html import Section, details, figure, grid, note
-from ..records import Candidate, Dropped, Run, setting
+from ..records import Candidate, Dropped, Run, code, setting
 
 _EXAMPLES = 3
 
@@ -40,7 +40,12 @@ def history(run: Run) -> Section:
             caption += (
                 f" The front has {len(objectives)} objectives; shown are its networks that no cheaper one matches."
             )
-        caption += " Accuracies are of one short training each, so small gains may be chance."
+        caption += (
+            " Accuracies are of inherited weights on the validation images; with thousands of subnets judged on the "
+            "same images, small gains may be chance."
+            if run.of_subnets
+            else " Accuracies are of one short training each, so small gains may be chance."
+        )
         body += "<h3>The front, generation by generation</h3>"
         body += figure(lambda w: figures.fronts(edges, cost, word, w), caption)
     return "The course of the search", body
@@ -50,13 +55,14 @@ def lost(run: Run) -> Section | None:
     if not (run.candidates or run.failures or run.rejected):
         return None
     total = len(run.candidates) + len(run.failures) + len(run.rejected)
+    example = "blocks, for example" if run.of_subnets else "ratios, for example"
     parts = []
     if run.failures:
         parts.append(
             f"<p>{len(run.failures)} of {total} networks failed; the search went on without them. Reasons that differ "
             "in numbers only stand together, with … for the number.</p>"
         )
-        head = ["reason of failure", "times", "generation", "ratios, for example"]
+        head = ["reason of failure", "times", "generation", example]
         groups = course.group(run.failures)
         parts.append(
             grid(
@@ -85,7 +91,7 @@ def lost(run: Run) -> Section | None:
         )
         parts.append(
             grid(
-                ["limit", "times", "latency", "generation", "ratios, for example"],
+                ["limit", "times", "latency", "generation", example],
                 [
                     [
                         (found.reason, "text"),
@@ -102,7 +108,7 @@ def lost(run: Run) -> Section | None:
 
 
 def _examples(members: list[Dropped]) -> str:
-    codes = [", ".join(f"{ratio:.3g}" for ratio in member.ratios) for member in members if member.ratios]
+    codes = [code(member) for member in members if member.ratios or member.subnet]
     return "; ".join(codes[:_EXAMPLES]) + (" …" if len(codes) > _EXAMPLES else "")
 
 

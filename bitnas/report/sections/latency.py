@@ -48,9 +48,13 @@ def operations(run: Run) -> Section:
             body += note(f"{len(wrong) - _MOST_ROWS} more are not listed.")
         body += note(
             "Two latencies count as different only where their intervals do not meet. Accuracies are taken as measured"
-            + (", after one short training each." if measured == [*run.candidates] else ".")
+            + (f", {_judged(run)}." if measured == [*run.candidates] else ".")
         )
     return title, body
+
+
+def _judged(run: Run) -> str:
+    return "with inherited weights" if run.of_subnets else "after one short training each"
 
 
 def _row(index: int, choice: WrongChoice) -> list[tuple[str, ...]]:

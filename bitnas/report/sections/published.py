@@ -20,8 +20,9 @@ _COLUMNS = (
     ("top1", "top-1 %"),
     ("top5", "top-5 %"),
 )
+_EXACT = ("flops", "memory_bits", "ops", "bops", "binary_weights", "value")
 _SIGNS = {"equal": "=", "truncated": "≈", "differs": "≠", "ours only": "ours"}
-_ORDER = ("misprint", "mislabelled", "ambiguous", "convention", "consistent")
+_ORDER = ("misprint", "mislabelled", "ambiguous", "convention", "consistent", "not checkable")
 _NOUN = {"misprint": "misprint", "mislabelled": "mislabelled figure", "ambiguous": "ambiguous figure"}
 _MEANING = {
     "misprint": "no reading gives the printed figure",
@@ -29,18 +30,22 @@ _MEANING = {
     "ambiguous": "more than one reading fits",
     "convention": "it follows by a convention the paper does not state",
     "consistent": "it follows",
+    "not checkable": "a check takes data or recipes that are not here",
 }
 
 
 def headline(run: Run) -> str:
     """How many printed figures could be recomputed, and how many of those are equal."""
     tally = Counter(figure.get("status") for figure in _printed(_tables(run)))
+    word = _word(run)
     same, cut, other = (tally[name] for name in ("equal", "truncated", "differs"))
     verdicts = Counter(found.get("verdict") for found in run.reproduction["findings"])
     text = (
-        f"Of {sum(tally.values())} printed figures {same + cut + other} were recomputed: {same} are equal to the last "
-        f"printed digit, {cut} cut off instead of rounded, {other} {'differs' if other == 1 else 'differ'}."
+        f"Of {sum(tally.values())} {word} figures {same + cut + other} were recomputed: {same} are equal to the last "
+        f"{word} digit, {cut} cut off instead of rounded, {other} {'differs' if other == 1 else 'differ'}."
     )
+    if tally["not checkable"]:
+        text += f" {tally['not checkable']} cannot be checked here."
     named = [numbers.plural(verdicts[v], _NOUN[v]) for v in _NOUN if verdicts[v]]
     if named:
         text += f" Found in the paper: {', '.join(named)}."
@@ -52,7 +57,20 @@ def headline(run: Run) -> str:
 def title(run: Run) -> str:
     paper = run.reproduction["paper"]
     source = f" (arXiv {paper['arxiv']})" if paper.get("arxiv") else ""
-    return f"{paper.get('title', 'A paper')}{source}: printed and recomputed"
+    return f"{paper.get('title', 'A paper')}{source}: {_word(run)} and recomputed"
+
+
+def _word(run: Run) -> str:
+    """Where the figures come from: tables of the paper, or wherever something is known of it."""
+    return "known" if run.reproduction.get("figures") == "known" else "printed"
+
+
+def _columns(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and heading of each figure of a table: its own, or those of a table of widths."""
+    own = table.get("columns")
+    if not own:
+        return list(_COLUMNS)
+    return [(str(c["name"]), f"{c.get('label')}{', ' + str(c['word']) if c.get('word') else ''}") for c in own]
 
 
 def tables(run: Run) -> list[Section]:
@@ -81,20 +99,21 @@ def findings(run: Run) -> Section:
 
 def _table(run: Run, table: Mapping[str, Any]) -> Section:
     rows = table.get("rows", [])
-    name = f"Table {table.get('table')}: {table.get('model')} on {table.get('data')}"
+    name = str(table.get("title") or f"Table {table.get('table')}: {table.get('model')} on {table.get('data')}")
     if not rows:
         return name, note("No row has been recomputed yet.")
     reasons: list[str] = []
-    head = ["network", *(words for _, words in _COLUMNS), "fitness", "latency here", "float32 here"]
-    cells = [_row(row, reasons) for row in rows]
+    columns = _columns(table)
+    head = ["network", *(words for _, words in columns), "fitness", "latency here", "float32 here", "known from"]
+    cells = [_row(row, columns, reasons) for row in rows]
     head, cells = without_empty_columns(head, cells, numbers.MISSING)
     kinds = [str(row.get("kind")) if row.get("kind") in (SEARCHED, "uniform") else "" for row in rows]
     key = (
-        "In each cell the figure as printed, below it ours: = equal when rounded as printed, ≈ the printed digits are "
-        "ours cut off, ≠ different. FLOPs and bits of ours are exact. "
-        f"Counted by {table.get('rule')}. Speed-up is the paper's: FLOPs of the full-precision network over those of "
-        "this one, not time."
+        f"In each cell the figure as {_word(run)}, below it ours: = equal when rounded alike, ≈ the {_word(run)} "
+        f"digits are ours cut off, ≠ different. Operations and bits of ours are exact. Counted by {table.get('rule')}."
     )
+    if any(name == "speed_up" for name, _ in columns):
+        key += " Speed-up is the paper's: FLOPs of the full-precision network over those of this one, not time."
     body = grid(head, cells, kinds) + note(key)
     if reasons:
         listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
@@ -105,14 +124,15 @@ def _table(run: Run, table: Mapping[str, Any]) -> Section:
     return name, body
 
 
-def _row(row: Mapping[str, Any], reasons: list[str]) -> list[tuple[str, ...]]:
+def _row(row: Mapping[str, Any], columns: Sequence[tuple[str, str]], reasons: list[str]) -> list[tuple[str, ...]]:
     cells: list[tuple[str, ...]] = [(str(row.get("label")), "", _ratios(row))]
-    cells += [_figure_cell(name, row.get(name) or {}, reasons) for name, _ in _COLUMNS]
+    cells += [_figure_cell(name, row.get(name) or {}, reasons, row.get("unit")) for name, _ in columns]
     fitness = number(row, "fitness")
     cells.append((numbers.MISSING if fitness is None else f"{fitness:.2f}", ""))
     latency = row.get("latency") or {}
     cells.append(_time(latency, ""))
     cells.append(_time(latency, "float_"))
+    cells.append((str(row.get("evidence") or numbers.MISSING), ""))
     return cells
 
 
@@ -121,13 +141,16 @@ def _ratios(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{ratio:g}" for ratio in ratios) if len(set(ratios)) > 1 else ""
 
 
-def _figure_cell(name: str, found: Mapping[str, Any], reasons: list[str]) -> tuple[str, ...]:
+def _figure_cell(name: str, found: Mapping[str, Any], reasons: list[str], unit: Any = None) -> tuple[str, ...]:
     printed, ours, status = found.get("printed"), number(found, "ours"), str(found.get("status"))
-    text = numbers.MISSING if printed is None else str(printed)
-    if ours is None:
+    huge = f"e{len(str(unit)) - 1}" if isinstance(unit, int) and unit > 10**6 else ""  # sizes of spaces
+    text = numbers.MISSING if printed is None else str(printed) + huge
+    if status == "not checkable":
+        return text, "", "not checkable here"
+    if ours is None and not huge:
         return text, ""
-    exact = name in ("flops", "memory_bits") and printed is not None
-    value = f"{ours:,.0f}" if exact else str(found.get("rounded"))
+    exact = name in _EXACT and printed is not None and ours is not None and not huge
+    value = f"{ours:,.0f}" if exact else str(found.get("rounded")) + huge
     mark = ""
     if status in ("differs", "truncated") or (status == "equal" and found.get("reason")):
         reason = str(found.get("reason") or "no reason was found")
@@ -224,5 +247,5 @@ def _tables(run: Run) -> list[dict[str, Any]]:
 
 
 def _printed(tables: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    rows = [row for table in tables for row in table.get("rows", [])]
-    return [row[name] for row in rows for name, _ in _COLUMNS if (row.get(name) or {}).get("printed") is not None]
+    found = [row.get(name) or {} for table in tables for row in table.get("rows", []) for name, _ in _columns(table)]
+    return [figure for figure in found if figure.get("printed") is not None]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .. import numbers
+from ..figures.supernet import TRAINED
 from ..html import Section, grid, note, without_empty_columns
 from ..records import Network, Run, code, setting
 
-_HEAD = ("network", "accuracy", "BOPs", "FLOPs", "latency", "float32 latency", "packed size", "verified")
+_COST = {"flops": "FLOPs", "ops": "OPs"}
 _VERIFIED = {True: "yes", False: "no", None: "not checked"}
 
 
@@ -15,9 +16,12 @@ def results(run: Run) -> Section:
     networks = run.networks or run.front
     if not networks:
         return title, note("No front and no study has been written yet.")
-    before = "" if run.networks else note("The front of the search; its networks have not been retrained yet.")
-    head, rows = without_empty_columns(_HEAD, [_row(n) for n in networks], numbers.MISSING, _VERIFIED[None])
-    kinds = [n.kind if run.networks else "" for n in networks]
+    missing = "deployed" if run.of_subnets else "retrained"
+    before = "" if run.networks else note(f"The front of the search; its networks have not been {missing} yet.")
+    cost = "ops" if run.of_subnets else "flops"
+    names = ("network", "accuracy", "BOPs", _COST[cost], "latency", "float32 latency", "packed size", "verified")
+    head, rows = without_empty_columns(names, [_row(n, cost) for n in networks], numbers.MISSING, _VERIFIED[None])
+    kinds = [TRAINED.get(n.kind, ("", n.kind))[1] if run.networks else "" for n in networks]
     batch, threads = setting(run.config, "latency_batch"), setting(run.config, "latency_threads")
     meaning = "Latency is the median time of one batch"
     meaning += f" of {numbers.plural(batch, 'image')}" if isinstance(batch, int) else ""
@@ -30,7 +34,7 @@ def results(run: Run) -> Section:
     return title, f"{before}{grid(head, rows, kinds)}{note(meaning)}"
 
 
-def _row(network: Network) -> list[tuple[str, ...]]:
+def _row(network: Network, cost: str) -> list[tuple[str, ...]]:
     interval = network.interval
     iqr = network.get("latency_iqr_us")
     noisy = ", noisy" if network.values.get("latency_noisy") in (True, 1, 1.0) else ""
@@ -42,7 +46,7 @@ def _row(network: Network) -> list[tuple[str, ...]]:
             f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "",
         ),
         (numbers.count(network.get("bops")), ""),
-        (numbers.count(network.get("flops")), ""),
+        (numbers.count(network.get(cost)), ""),
         (
             numbers.duration(network.get("latency_us")),
             "",

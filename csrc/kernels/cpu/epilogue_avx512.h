@@ -25,6 +25,19 @@ static inline __m512 load_floats(FloatType type, const void* p, int64_t at, __mm
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+// What is added to channels [n, n + 16) of a pixel, where the residual's channels are fewer and come round.
+static inline __m512 load_tiled(const Epilogue& e, int64_t pixel, int64_t n, __mmask16 lanes) {
+  __m512 y = _mm512_setzero_ps();
+  int64_t from = n % e.residual_channels;
+  for (int64_t lane = 0; lane < 16; from = 0) {
+    const int64_t count = e.residual_channels - from < 16 - lane ? e.residual_channels - from : 16 - lane;
+    const auto mask = static_cast<__mmask16>(((1u << count) - 1) << lane & lanes);
+    y = _mm512_mask_mov_ps(y, mask, load_floats(e.type, e.residual, pixel * e.residual_channels + from - lane, mask));
+    lane += count;
+  }
+  return y;
+}
+
 // Stores what the epilogue makes of the dots of channels [n, n + 16) under `lanes` (others are not touched), and
 // returns their bits where e.packed asks for them.
 static inline Word store_floats(const Epilogue& e, int64_t channels, int64_t pixel, int64_t n, __mmask16 lanes,
@@ -32,7 +45,9 @@ static inline Word store_floats(const Epilogue& e, int64_t channels, int64_t pix
   const int64_t at = pixel * channels + n;
   __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_maskz_loadu_ps(lanes, e.scale + n));
   y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, e.bias + n));
-  if (e.residual != nullptr) y = _mm512_add_ps(y, load_floats(e.type, e.residual, at, lanes));
+  if (e.residual != nullptr)
+    y = _mm512_add_ps(y, e.residual_channels == channels ? load_floats(e.type, e.residual, at, lanes)
+                                                         : load_tiled(e, pixel, n, lanes));
   if (e.slope != nullptr) {
     const __mmask16 negative = _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_NGE_UQ);
     y = _mm512_mask_mul_ps(y, negative, y, _mm512_maskz_loadu_ps(lanes, e.slope + n));

@@ -10,9 +10,10 @@ namespace bitnas::cpu {
 static inline bool finish_float(const Epilogue& e, int64_t channels, int64_t pixel, int64_t n, int32_t dot) {
   const int64_t at = pixel * channels + n;
   float y = e.scale[n] * static_cast<float>(dot) + e.bias[n];
-  const auto load = [&e, at] {
-    if (e.type == FloatType::kFloat32) return static_cast<const float*>(e.residual)[at];
-    const uint16_t half = static_cast<const uint16_t*>(e.residual)[at];
+  const auto load = [&e, pixel, n] {
+    const int64_t from = pixel * e.residual_channels + n % e.residual_channels;
+    if (e.type == FloatType::kFloat32) return static_cast<const float*>(e.residual)[from];
+    const uint16_t half = static_cast<const uint16_t*>(e.residual)[from];
     return e.type == FloatType::kFloat16 ? half_to_float(half) : bfloat16_to_float(half);
   };
   if (e.residual != nullptr) y += load();

@@ -56,7 +56,7 @@ class Task {
       for (int64_t c = 0; c < a_.channels; ++c) taps_[kx * a_.channels + c] = c * width_ + kx;
     zeros_ = floats + s.zeros;
     std::fill_n(floats + s.zeros, a_.out_channels, 0.0f);
-    bias_ = a_.bias == nullptr ? zeros_ : a_.bias;
+    start_ = a_.bias == nullptr || a_.scale != nullptr ? zeros_ : a_.bias;
   }
 
   void run(int64_t begin, int64_t end) {
@@ -107,8 +107,10 @@ class Task {
     const int64_t first = oy * a_.stride_h;
     staged_ = std::max(staged_, first);  // rows above are not read again
     for (int64_t ky = 0; ky < a_.kernel_h; ++ky) pointers_[ky] = staged(first + ky);
-    kernel_.row({pointers_, a_.kernel_h, taps_, a_.kernel_w * a_.channels, a_.stride_w, a_.weight, bias_,
+    kernel_.row({pointers_, a_.kernel_h, taps_, a_.kernel_w * a_.channels, a_.stride_w, a_.weight, start_,
                  a_.out_channels, out, a_.conv_width});
+    if (a_.scale != nullptr || a_.slope != nullptr)
+      kernel_.finish({out, a_.conv_width, a_.out_channels, a_.scale, a_.bias, a_.slope});
     if (!a_.relu) return;
     for (int64_t p = 0; p < a_.conv_width; ++p) kernel_.max_into(out + p * a_.out_channels, zeros_, a_.out_channels);
   }
@@ -151,7 +153,7 @@ class Task {
   int64_t image_, width_;
   int64_t* taps_;
   const float** pointers_;
-  const float *zeros_, *bias_;
+  const float *zeros_, *start_;
   float *rows_, *y_, *pooled_, *out_row_;
   int64_t staged_ = 0, convolved_ = 0;  // rows below are done, or not needed any more
 };

@@ -20,9 +20,19 @@ struct FloatConv2dRow {
   int64_t pixels;
 };
 
+// What follows the sums of a row while it is in the cache.
+struct FloatConv2dFinish {
+  float* y;  // [pixels][channels]
+  int64_t pixels, channels;
+  const float* scale;  // [channels] or null: y = scale * y + bias, two roundings
+  const float* bias;   // [channels], with scale
+  const float* slope;  // [channels] or null: y = y >= 0 ? y : slope * y
+};
+
 // What an instruction set brings.
 struct FloatConv2dKernel {
   void (*row)(const FloatConv2dRow&);
+  void (*finish)(const FloatConv2dFinish&);
   // a = max(a, b); NaN wins.
   void (*max_into)(float* a, const float* b, int64_t count);
 };

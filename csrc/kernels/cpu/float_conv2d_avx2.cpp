@@ -78,6 +78,28 @@ void row(const FloatConv2dRow& r) {
   if (first < r.channels) channels<1, true>(r, first, first_lanes(r.channels - first));
 }
 
+// Of so many channels the terms stay in registers while the pixels pass.
+template <bool masked>
+inline void finish_channels(const FloatConv2dFinish& f, int64_t first, __m256i lanes) {
+  const auto term = [&](const float* terms, float otherwise) {
+    return terms == nullptr ? _mm256_set1_ps(otherwise) : load<masked>(terms + first, lanes);
+  };
+  const __m256 scale = term(f.scale, 1.0f), slope = term(f.slope, 1.0f);
+  const __m256 bias = f.scale == nullptr ? _mm256_set1_ps(-0.0f) : load<masked>(f.bias + first, lanes);
+  float* at = f.y + first;
+  for (int64_t p = 0; p < f.pixels; ++p, at += f.channels) {
+    const __m256 y = _mm256_add_ps(_mm256_mul_ps(load<masked>(at, lanes), scale), bias);
+    const __m256 positive = _mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GE_OQ);
+    store<masked>(at, lanes, _mm256_blendv_ps(_mm256_mul_ps(y, slope), y, positive));
+  }
+}
+
+void finish(const FloatConv2dFinish& f) {
+  int64_t first = 0;
+  for (; first + kLanes <= f.channels; first += kLanes) finish_channels<false>(f, first, first_lanes(kLanes));
+  if (first < f.channels) finish_channels<true>(f, first, first_lanes(f.channels - first));
+}
+
 void max_into(float* a, const float* b, int64_t count) {
   const auto larger = [](__m256 mine, __m256 other) {
     const __m256 wins = _mm256_or_ps(_mm256_cmp_ps(other, mine, _CMP_GT_OQ), _mm256_cmp_ps(other, other, _CMP_UNORD_Q));
@@ -94,6 +116,6 @@ void max_into(float* a, const float* b, int64_t count) {
 }  // namespace
 
 extern const FloatConv2dKernel float_conv2d_avx2;
-const FloatConv2dKernel float_conv2d_avx2{row, max_into};
+const FloatConv2dKernel float_conv2d_avx2{row, finish, max_into};
 
 }  // namespace bitnas::cpu

@@ -66,6 +66,25 @@ void row(const FloatConv2dRow& r) {
   }
 }
 
+// The terms of 16 channels stay in registers while the pixels pass.
+void finish(const FloatConv2dFinish& f) {
+  for (int64_t first = 0; first < f.channels; first += kLanes) {
+    const int64_t left = f.channels - first;
+    const __mmask16 lanes = left >= kLanes ? __mmask16{0xffff} : static_cast<__mmask16>((1u << left) - 1);
+    const auto term = [&](const float* terms, float otherwise) {
+      return terms == nullptr ? _mm512_set1_ps(otherwise) : _mm512_maskz_loadu_ps(lanes, terms + first);
+    };
+    const __m512 scale = term(f.scale, 1.0f), slope = term(f.slope, 1.0f);
+    const __m512 bias = term(f.scale == nullptr ? nullptr : f.bias, -0.0f);
+    float* at = f.y + first;
+    for (int64_t p = 0; p < f.pixels; ++p, at += f.channels) {
+      const __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, at), scale), bias);
+      const __mmask16 positive = _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GE_OQ);
+      _mm512_mask_storeu_ps(at, lanes, _mm512_mask_mul_ps(y, static_cast<__mmask16>(~positive), y, slope));
+    }
+  }
+}
+
 void max_into(float* a, const float* b, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const __mmask16 lanes = count - i >= kLanes ? __mmask16{0xffff} : static_cast<__mmask16>((1u << (count - i)) - 1);
@@ -80,6 +99,6 @@ void max_into(float* a, const float* b, int64_t count) {
 }  // namespace
 
 extern const FloatConv2dKernel float_conv2d_avx512;
-const FloatConv2dKernel float_conv2d_avx512{row, max_into};
+const FloatConv2dKernel float_conv2d_avx512{row, finish, max_into};
 
 }  // namespace bitnas::cpu

@@ -18,6 +18,16 @@ void row(const FloatConv2dRow& r) {
   }
 }
 
+void finish(const FloatConv2dFinish& f) {
+  float* y = f.y;
+  for (int64_t p = 0; p < f.pixels; ++p, y += f.channels) {
+    for (int64_t n = 0; n < f.channels; ++n) {
+      if (f.scale != nullptr) y[n] = f.scale[n] * y[n] + f.bias[n];
+      if (f.slope != nullptr && !(y[n] >= 0)) y[n] *= f.slope[n];
+    }
+  }
+}
+
 void max_into(float* a, const float* b, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     if (b[i] > a[i] || b[i] != b[i]) a[i] = b[i];
@@ -26,6 +36,6 @@ void max_into(float* a, const float* b, int64_t count) {
 }  // namespace
 
 extern const FloatConv2dKernel float_conv2d_scalar;
-const FloatConv2dKernel float_conv2d_scalar{row, max_into};
+const FloatConv2dKernel float_conv2d_scalar{row, finish, max_into};
 
 }  // namespace bitnas::cpu

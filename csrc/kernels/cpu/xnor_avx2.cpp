@@ -318,11 +318,25 @@ inline __m128i to_bfloat16(__m256 value) {
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 
-// Eight channels from n on; their bits, where e.packed asks for them.
-inline uint32_t store_floats(const Epilogue& e, int64_t at, int64_t n, __m256i dot) {
+// What is added to eight channels of a pixel, where the residual's channels are fewer and come round.
+inline __m256 load_tiled(const Epilogue& e, int64_t pixel, int64_t n) {
+  const int64_t begin = pixel * e.residual_channels, size = e.type == FloatType::kFloat32 ? 4 : 2;
+  int64_t from = n % e.residual_channels;
+  if (from + 8 <= e.residual_channels) return load_floats(e.type, e.residual, begin + from);
+  alignas(32) uint8_t lanes[32];
+  for (int64_t lane = 0; lane < 8; ++lane, from = from + 1 == e.residual_channels ? 0 : from + 1)
+    __builtin_memcpy(lanes + lane * size, static_cast<const uint8_t*>(e.residual) + (begin + from) * size, size);
+  return load_floats(e.type, lanes, 0);
+}
+
+// Eight channels of a pixel from n on; their bits, where e.packed asks for them.
+inline uint32_t store_floats(const Epilogue& e, int64_t channels, int64_t pixel, int64_t n, __m256i dot) {
+  const int64_t at = pixel * channels + n;
   __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(e.scale + n));
   y = _mm256_add_ps(y, _mm256_loadu_ps(e.bias + n));
-  if (e.residual != nullptr) y = _mm256_add_ps(y, load_floats(e.type, e.residual, at));
+  if (e.residual != nullptr)
+    y = _mm256_add_ps(y,
+                      e.residual_channels == channels ? load_floats(e.type, e.residual, at) : load_tiled(e, pixel, n));
   if (e.slope != nullptr) {
     const __m256 negative = _mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_NGE_UQ);
     y = _mm256_blendv_ps(y, _mm256_mul_ps(y, _mm256_loadu_ps(e.slope + n)), negative);
@@ -399,7 +413,7 @@ inline void finish(const Strip& s, const Epilogue& e, int64_t p, const uint16_t*
         _mm256_maskstore_epi32(out, first_lanes(left), dot);  // slow on AMD
       }
     } else if (left >= 8) {
-      bits |= static_cast<Word>(store_floats(e, at, channel, dot)) << n;
+      bits |= static_cast<Word>(store_floats(e, s.out_channels, pixel, channel, dot)) << n;
     } else {
       alignas(32) int32_t dots[8];
       store(dots, dot);

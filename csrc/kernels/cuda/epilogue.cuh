@@ -305,6 +305,14 @@ class Fragments {
     }
   }
 
+  // What is added to a channel, where the residual's channels are fewer and come round.
+  template <typename Stored>
+  BITNAS_DEVICE Stored tiled(int block, int r, int c) const {
+    const int64_t channels = args_.epilogue.residual_channels;
+    const auto channel = static_cast<uint32_t>(channel_ + block * 32 + column(c)) % static_cast<uint32_t>(channels);
+    return static_cast<const Stored*>(args_.epilogue.residual)[(m_ + row(r)) * channels + channel];
+  }
+
   template <typename T>
   BITNAS_DEVICE void add_residual() {
     using Stored = typename T::Stored;
@@ -319,7 +327,10 @@ class Fragments {
         for (int c = 0; c < kColumns; c += 2) {
           const bool low = is_inside(r) && is_channel(block, c), high = is_inside(r) && is_channel(block, c + 1);
           Pair pair{};
-          if (!args_.wide_stores)
+          if (args_.epilogue.residual_channels != args_.out_channels)
+            pair =
+                T::join(low ? tiled<Stored>(block, r, c) : Stored{}, high ? tiled<Stored>(block, r, c + 1) : Stored{});
+          else if (!args_.wide_stores)
             pair = T::join(low ? from[column(c)] : Stored{}, high ? from[column(c + 1)] : Stored{});
           else if (low)
             pair = *reinterpret_cast<const Pair*>(from + column(c));
@@ -456,7 +467,10 @@ BITNAS_DEVICE bool store_float_channel(const ConvArgs& args, int64_t m, int chan
   const Epilogue& e = args.epilogue;
   const int64_t at = m * args.out_channels + channel;
   float y = affine(e.scale[channel], dot, e.bias[channel]);
-  if (e.residual != nullptr) y = __fadd_rn(y, T::low(T::join(static_cast<const Stored*>(e.residual)[at], Stored{})));
+  if (e.residual != nullptr) {
+    const int64_t from = m * e.residual_channels + channel % static_cast<uint32_t>(e.residual_channels);
+    y = __fadd_rn(y, T::low(T::join(static_cast<const Stored*>(e.residual)[from], Stored{})));
+  }
   if (e.slope != nullptr) y = prelu(y, e.slope[channel]);
   const typename T::Pair rounded = T::pair(y, 0.0f);
   static_cast<Stored*>(e.out)[at] = T::stored_low(rounded);

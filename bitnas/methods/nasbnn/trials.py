@@ -1,0 +1,287 @@
+"""What the studies of NAS-BNN share: a folder with a journal of its own, the data in parts, and supernets in workers.
+
+A study is stopped and given again at will: each training and each measurement is journalled once, a supernet goes on
+from its checkpoint, and the result is written anew from the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import random
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnas.files import write_json_checked
+from bitnas.methods import candidates, run_folder
+from bitnas.methods.nasbnn import evaluate
+from bitnas.methods.nasbnn.config import NasBnnSearchConfig
+from bitnas.methods.nasbnn.space import SubnetSpace
+from bitnas.methods.run_folder import Progress
+from bitnas.search import Journal, Record, Stage, Workers, run_tasks
+from bitnas.search.space import Genome
+
+if TYPE_CHECKING:
+    from bitnas.data import Source
+    from bitnas.models.nasbnn import SubnetConfig
+    from bitnas.train import Recipe
+
+_DRAWS = 4000  # subnets from which some of all sizes are chosen
+SUPERNETS = "supernets"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A split: `known` is train and val together, `held` val and test, which no supernet is trained on."""
+
+    train: Source
+    val: Source
+    test: Source
+    known: Source
+    held: Source
+
+
+def parts(config: NasBnnSearchConfig) -> Parts:
+    """The run's split as sources."""
+    import torch
+
+    data = candidates.load_data(config.data, config.seed)
+    split = evaluate.split_data(config)
+    known, held = (torch.cat([split.val, other]).sort().values for other in (split.train, split.test))
+    return Parts(*(data.subset(indices) for indices in (split.train, split.val, split.test, known, held)))
+
+
+def recipe_of(config: NasBnnSearchConfig, epochs: int | None = None) -> Recipe:
+    """The recipe of the run's supernet, of so many epochs if they are given."""
+    recipe = evaluate.supernet_recipe(config)
+    return recipe if epochs is None else recipe.for_epochs(epochs)
+
+
+def fine_tuning(config: NasBnnSearchConfig, epochs: int | None) -> Recipe | None:
+    """The recipe of fine-tuning for the run's data, or None for 0 epochs."""
+    if epochs == 0:
+        return None
+    from bitnas.methods.nasbnn.training import FINETUNE_RECIPES
+    from bitnas.train import RECIPES
+
+    name = Path(config.data.partition(":")[0]).stem
+    recipe = RECIPES[FINETUNE_RECIPES.get(name, FINETUNE_RECIPES["imagenet"])]
+    return recipe if epochs is None else recipe.for_epochs(epochs)
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, name: str, config: NasBnnSearchConfig, settings: Mapping[str, Any], workers: int | str | None
+) -> Iterator[tuple[Journal, Workers]]:
+    """The journal and the workers of a study; the folder is made if missing.
+
+    Raises JournalMismatch: the folder holds a study of other settings; and as `Journal`.
+    """
+    from bitnas.cost import machine
+
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = {
+        "method": f"nasbnn-{name}",
+        "version": 1,
+        "settings": dict(settings),
+        "data": candidates.load_data(config.data, config.seed).fingerprint(),
+        "machine": {fact: machine.facts()[fact] for fact in ("cpu", "isa", "kernel_version", "torch")},
+        "config": config.identity(),
+    }
+    # A candidate's time limit is none for a whole training.
+    execution = dataclasses.replace(config, timeout=None, workers=config.workers if workers is None else workers)
+    with (
+        Journal(folder / f"{name}.sqlite", meta=meta) as journal,
+        run_folder.open_pool(execution, folder) as pool,
+    ):
+        yield journal, pool
+
+
+def write(folder: Path, name: str, config: NasBnnSearchConfig, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `<name>.json` with what the study ran on, and give what it says."""
+    from bitnas.cost import machine
+
+    found = {
+        "format": f"bitnas-nasbnn-{name}-1",
+        **result,
+        "data": config.data,
+        "space": config.space.get("name"),
+        "search": config.to_dict(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": run_folder.versions(),
+        "machine": machine.facts(),
+    }
+    write_json_checked(folder / f"{name}.json", found)
+    return found
+
+
+def measured(
+    event: str,
+    tasks: Sequence[tuple[str, Genome]],
+    stage: Stage,
+    journal: Journal,
+    pool: Workers,
+    notify: Progress,
+    arguments: Sequence[tuple[Any, ...]],
+) -> dict[str, dict[str, float]]:
+    """Metrics of every task by its key; RuntimeError with the reason of one that failed."""
+    found: dict[str, dict[str, float]] = {}
+    for record, replayed in run_tasks(tasks, stage, journal, pool, task_arguments=arguments):
+        found[record.key] = dict(_ok(record, journal).metrics)
+        notify({"event": event, "key": record.key, "replayed": replayed, "done": len(found), "total": len(tasks)})
+    return found
+
+
+def _ok(record: Record, journal: Journal) -> Record:
+    if not record.ok:
+        raise RuntimeError(
+            f"{record.stage} of {record.key} failed: {record.reason}. {journal.path} keeps that: use a new folder"
+        )
+    return record
+
+
+def spread(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
+    """Subnets from the smallest to the biggest, one near each of `count` equal steps of log OPs, in order of OPs.
+
+    Raises ValueError for fewer than two, or a space that holds fewer.
+    """
+    if count < 2:
+        raise ValueError(f"subnets: got {count}, wanted at least 2")
+    if count > space.size:
+        raise ValueError(f"subnets: got {count}, wanted at most {space.size}, as many as the space holds")
+    rng = random.Random(seed)
+    drawn = dict.fromkeys([space.smallest, space.biggest, *(space.random(rng) for _ in range(_DRAWS))])
+    ops = {genome: math.log(float(space.cost(genome).ops)) for genome in drawn}
+    low, high = min(ops.values()), max(ops.values())
+    chosen: dict[str, Genome] = {}
+    for step in range(count):
+        target = low + (high - low) * step / (count - 1)
+        # Genomes that differ in rows that are not used are one subnet.
+        nearest = sorted(ops, key=lambda genome: (abs(ops[genome] - target), genome))
+        found = next((genome for genome in nearest if space.subnet(genome).key() not in chosen), None)
+        if found is None:
+            raise ValueError(
+                f"subnets: got {count}, wanted at most {len(chosen)}, which is what was found in the space"
+            )
+        chosen[space.subnet(found).key()] = found
+    return sorted(chosen.values(), key=lambda genome: (ops[genome], genome))
+
+
+def random_subnets(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
+    """Distinct random subnets, neither the smallest nor the biggest. Raises ValueError where there are fewer."""
+    if count > space.size - 2:
+        raise ValueError(f"subnets: got {count}, wanted at most {space.size - 2}, as many as the space holds")
+    rng = random.Random(seed)
+    left_out = {space.subnet(genome).key() for genome in (space.smallest, space.biggest)}
+    found: dict[str, Genome] = {}
+    for _ in range(100 * count + 100):
+        genome = space.random(rng)
+        key = space.subnet(genome).key()
+        if key not in left_out:
+            found.setdefault(key, genome)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"subnets: got {count}, wanted at most {len(found)}, which is what was found in the space")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value: the key of a task that many networks share."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def supernet_path(folder: Path, name: str) -> Path:
+    return folder / SUPERNETS / f"{name}.safetensors"
+
+
+@candidates.single_threaded
+def make_supernet(genome: Genome, settings: dict[str, Any], path: str) -> dict[str, float]:
+    """Train a supernet on the train split and write it to `path`, unless it is there; goes on from its checkpoint.
+
+    Args:
+        genome: of no meaning; tasks have one.
+        settings: `NasBnnSearchConfig.to_dict()`.
+        path: safetensors; its folder is made.
+
+    Returns:
+        epochs; images that it was trained on.
+    """
+    from bitnas.files import CorruptFileError
+    from bitnas.methods.nasbnn.supernet import Strategies
+    from bitnas.methods.nasbnn.training import load_supernet, save_supernet, train_supernet
+
+    config = NasBnnSearchConfig.from_dict(settings)
+    data, recipe = parts(config).train, recipe_of(config)
+    result = {"epochs": float(recipe.epochs), "images": float(len(data))}
+    with contextlib.suppress(FileNotFoundError, CorruptFileError):
+        load_supernet(path)
+        return result
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = Path(path).with_suffix(".ckpt.safetensors")
+    supernet = train_supernet(
+        evaluate.description(config),
+        Strategies.from_dict(config.strategies),
+        data,
+        recipe,
+        seed=candidates.derive_seed(config.seed, "supernet"),
+        checkpoint=checkpoint,
+        checkpoint_every=20.0,
+        log=Path(path).with_suffix(".csv"),
+    )
+    save_supernet(supernet, path, {"images": data.fingerprint(), "recipe": recipe.to_dict()})
+    checkpoint.unlink(missing_ok=True)
+    candidates.release_memory()
+    return result
+
+
+def make_network(subnet: SubnetConfig, seed: int) -> Any:
+    """The subnet with random weights that the seed decides; torch's global random state is left as it was."""
+    import torch
+
+    from bitnas.models import create_model_from_config
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_model_from_config(subnet)
+
+
+def inherit(config: NasBnnSearchConfig, subnet: SubnetConfig, path: str | os.PathLike[str], data: Source) -> Any:
+    """The subnet with the supernet's weights and batch norm measured on `data`, in evaluation mode."""
+    from bitnas.methods.nasbnn.training import inherited
+
+    return inherited(
+        evaluate.load_supernet(str(path), "cpu"),
+        subnet,
+        data,
+        batches=config.calibration_batches,
+        batch_size=config.calibration_size,
+        seed=candidates.derive_seed(config.seed, "calibration", subnet.key()),
+    )
+
+
+def predictions(model: Any, data: Source) -> list[bool]:
+    """Which images the network classifies right, in order."""
+    import torch
+
+    right: list[bool] = []
+    with torch.inference_mode():
+        for x, y in data.batches(torch.arange(len(data)).split(256)):
+            right += (model(x).argmax(1) == y).tolist()
+    return right
+
+
+def counted(config: NasBnnSearchConfig, model: Any) -> dict[str, float]:
+    """How many images of the validation and the test part the network classifies right, and how many there are."""
+    own = parts(config)
+    return {
+        f"{name}_{what}": float(value)
+        for name, part in (("val", own.val), ("test", own.test))
+        for what, value in (("correct", sum(predictions(model, part))), ("images", len(part)))
+    }

@@ -1,0 +1,36 @@
+"""`bitnas reproduce nasbnn` with a study: what it takes, what it refuses, what it prints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_options_that_a_study_does_not_take_are_refused(run, tmp_path):
+    for arguments, word in (
+        (["--ranking"], "need --out"),
+        (["--ranking", "--seeds", "2", "--out", str(tmp_path)], "--seeds says nothing about --ranking"),
+        (["--ablation", "--repeats", "2", "--out", str(tmp_path)], "--repeats says nothing about --ablation"),
+        (["--ranking", "--repeats", "1", "--out", str(tmp_path)], "repeats: got 1, wanted an integer of at least 2"),
+    ):
+        code, _, err = run("reproduce", "nasbnn", *arguments)
+        assert code == 2
+        assert word in err
+        assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_ranking_is_shown_goes_on_and_has_a_report(run, tmp_path):
+    command = ["reproduce", "nasbnn", "--ranking", "--data", "digits:20", "--epochs", "1", "--repeats", "2"]
+    command += ["--workers", "2", "--out", str(tmp_path)]
+    code, out, _ = run(*command)
+    assert code == 0
+    assert "24 subnets, 80 unseen images" in out
+    assert "two trainings alone agree" in out
+    assert (tmp_path / "report.html").exists()
+    code, out, _ = run(*command, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["correlations"] == json.loads((tmp_path / "ranking.json").read_text())["correlations"]
