@@ -9,7 +9,7 @@ is bytes, within a bound that holds for every order of summation where it is flo
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -229,9 +229,7 @@ def _recorder(path: str, calls: list[tuple[str, Binary, Tensor]]) -> Callable[..
 
 
 def _check(name: str, layer: Binary, frozen: PackedNetwork, trained: Tensor, values: dict[str, Tensor]) -> LayerCheck:
-    step, packed_layer = _find(name, frozen)
-    if not isinstance(packed_layer, PackedConv2d | PackedLinear):
-        raise ValueError(f"the frozen network has no binary layer {name}: it was frozen from another model")
+    step, packed_layer = _find(name, frozen, PackedConv2d | PackedLinear, "binary")
     packed = values[step.inputs[0]]
     activations = layer.input_binarizer.encoding
     channels = layer.in_channels if isinstance(layer, BinaryConv2d) else layer.in_features
@@ -257,18 +255,18 @@ def _check(name: str, layer: Binary, frozen: PackedNetwork, trained: Tensor, val
     )
 
 
-def _find(name: str, frozen: PackedNetwork) -> tuple[Step, nn.Module | None]:
+def _find(name: str, frozen: PackedNetwork, kind: Any, word: str) -> tuple[Step, Any]:
+    """The step that stands for a call of the trained model, and its layer, which must be of that kind."""
     step = next((step for step in frozen.steps if step.source == name), None)
-    if step is None:
-        raise ValueError(f"the frozen network has no layer {name}: it was frozen from another model")
-    return step, frozen._modules.get(step.name)
+    layer = frozen._modules.get(step.name) if step is not None else None
+    if step is None or not isinstance(layer, kind):
+        raise ValueError(f"the frozen network has no {word} layer {name}: it was frozen from another model")
+    return step, layer
 
 
 def _check_stem(name: str, model: nn.Module, frozen: PackedNetwork, values: dict[str, Tensor]) -> StemCheck:
-    step, layer = _find(name, frozen)
-    trained = model.get_submodule(name.split("#")[0])
-    if not isinstance(layer, Int8Conv2d) or not isinstance(trained, LSQConv2d):
-        raise ValueError(f"the frozen network has no 8-bit layer {name}: it was frozen from another model")
+    step, layer = _find(name, frozen, Int8Conv2d, "8-bit")
+    trained = cast(LSQConv2d, model.get_submodule(name.split("#")[0]))
     x, given = values[step.inputs[0]], values[step.name]
     exact = x.dtype == torch.uint8
     read, scale = layer.read(x)
