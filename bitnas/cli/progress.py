@@ -112,10 +112,11 @@ class ProgressView:
 
     def _on_generation_end(self, event: dict[str, Any]) -> None:
         best = ", ".join(f"best {name} {_metric(name, value)}" for name, value in event.get("best", {}).items())
-        lost = f", {event['failed']} failed in it" if event["failed"] else ""
-        lost += f", {event['rejected']} over the budget" if event.get("rejected") else ""
+        said = ((event["failed"], "failed"), (event.get("rejected"), "over the budget"))
+        lost = " and ".join(f"{number} {word}" for number, word in said if number)
+        lost = f" (of its own {event['asked']}, {lost})" if lost else ""
         front = f"{event['front']} on the front{'; ' if best else ''}{best}"
-        self.say(f"{self._generation}: {event['evaluated']} evaluated{lost}, {front}")
+        self.say(f"{self._generation}: {event['evaluated']} evaluated so far{lost}, {front}")
 
     def _on_study_start(self, event: dict[str, Any]) -> None:
         self.say(

@@ -62,14 +62,19 @@ def reproduce(
     against: Annotated[
         bool, typer.Option("--against", help="nasbnn: its front beside random search and the width search.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="Of --train, of a claim's runoff and test, or a study.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of --train, of a claim's runoff and test, of --ranking or --against.")
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Of a claim or study: how many, each with its own split, or which: 3,4,5. [3]")
+        str | None,
+        typer.Option(
+            help="Of --claim, --ablation or --against: how many, each with its own split, or which: 3,4,5. [3]"
+        ),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Of a claim or study: trainings of each network that is compared.")
+        int | None, typer.Option(help="Of --claim or --ranking: trainings of each network that is compared.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Of a claim or study: processes that train.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of --claim or a study: processes that train.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Recompute what a paper prints, mark what is equal and what is not, and find its misprints.

@@ -123,10 +123,10 @@ def search(
         ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="nasbnn: imagenet, cifar, small, or a file.json. Default: that of the data set.")
+        str | None, typer.Option(help="nasbnn: imagenet, cifar, small, or a file.json. Default: by the data.")
     ] = None,
     supernet: Annotated[
-        Path | None, typer.Option(help="nasbnn: a trained supernet of this space and data, instead of training one.")
+        Path | None, typer.Option(help="nasbnn: file of a trained supernet of this space and data, not to train one.")
     ] = None,
     supernet_epochs: Annotated[int | None, typer.Option(help="nasbnn: training epochs of the supernet.")] = None,
     bi_teacher: Annotated[
@@ -161,9 +161,9 @@ def search(
 ) -> None:
     """Search networks and write DIR/front.json and DIR/report.html.
 
-    Options left out take the preset of the data set where there is one, and the paper's values otherwise. Every
-    evaluation is written down once: the same command, or `bitnas resume DIR`, goes on after a stop to the same
-    result.
+    Options left out take the preset of the data set where there is one. Otherwise they are the paper's, and for
+    nasbnn space, window and sizes follow from the images. Every evaluation is written down once: the same command, or
+    `bitnas resume DIR`, goes on after a stop to the same result.
     """
     from .output import floats, names
 
@@ -259,8 +259,14 @@ def _refuse(given: Mapping[str, Any], instead: Mapping[str, str], owner: str, me
     """Name an option of another method, and what this one has."""
     for name, value in given.items():
         if value is not None:
-            option = f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}"
-            raise ValueError(f"{option} is an option of --method {owner}; leave it out for {method}: {instead[name]}")
+            raise ValueError(
+                f"{_option(name, value)} is an option of --method {owner}; leave it out for {method}: {instead[name]}"
+            )
+
+
+def _option(name: str, value: Any) -> str:
+    """An option as it was given."""
+    return f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}"
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +297,10 @@ def _search_subnets(data: str, values: dict[str, Any], out: Path, *, study: bool
         if len(window) != 2:
             raise ValueError(f"--ops-window: got {len(window)} numbers, wanted the least and the most OPs: 20e6,180e6")
         settings |= {"ops_low": window[0], "ops_high": window[1]}
-    settings["strategies"] = {name: settings.pop(name) for name in STRATEGIES if name in settings}
+    if supernet is not None:
+        settings["strategies"] = _strategies(supernet, settings)
+    else:
+        settings["strategies"] = {name: settings.pop(name) for name in STRATEGIES if name in settings}
     config = nasbnn.preset(data, **settings)
     run_to_report(
         lambda view: nasbnn.search(config, out, supernet=supernet, on_progress=view),
@@ -299,6 +308,25 @@ def _search_subnets(data: str, values: dict[str, Any], out: Path, *, study: bool
         study=_deploy if study else None,
         json=json,
     )
+
+
+def _strategies(supernet: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a given supernet was trained with; an option of its training has come too late."""
+    from ..methods.nasbnn.config import STRATEGIES
+
+    for name in ("supernet_epochs", "recipe", *STRATEGIES):
+        if name in settings:
+            raise ValueError(
+                f"{_option(name, settings[name])} is of the training of a supernet, and --supernet gives one that is "
+                "trained; leave one of them out"
+            )
+    if supernet.is_dir():
+        raise ValueError(
+            f"--supernet: {supernet} is a folder, wanted a file such as {supernet / 'supernet.safetensors'}"
+        )
+    from ..methods.nasbnn.training import load_supernet
+
+    return load_supernet(supernet).strategies.to_dict()
 
 
 def _deploy(out: Path, *, on_progress: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ..methods.nasbnn.supernet import Supernet
     from ..models.nasbnn import SubnetConfig
 
-SPACES = {"digits": "small", "cifar10": "cifar", "imagenet": "imagenet"}
 # What is measured after training: subnets drawn beside the biggest and the smallest, and how each is recalibrated.
 RANDOM_SUBNETS, CALIBRATION_BATCHES = 4, 10
 
@@ -41,6 +40,7 @@ def train_to_folder(
     from .. import data as datasets
     from ..files import write_json_atomic
     from ..methods.nasbnn import training
+    from ..methods.nasbnn.config import fitting
     from ..methods.nasbnn.description import load
     from ..methods.nasbnn.supernet import Strategies
     from ..train import RECIPES, distributed, folder
@@ -54,12 +54,12 @@ def train_to_folder(
     with distributed.joined(place):
         first, processes = distributed.rank() == 0, distributed.process_count()
         dataset = datasets.load(data, seed=seed, **data_options)
-        kind = _kind(data, dataset.input_size)
-        name = recipe or training.RECIPES[kind]
-        settings = train.changed_recipe(RECIPES[name], changes)
-        description = load(space or SPACES[kind]).for_data(dataset.input_size, dataset.num_classes)
         share = train.validation_share(dataset, val_share)
         parts = train.data_parts(dataset, share, seed)
+        defaults = fitting(data, dataset.input_size, len(parts["train"]))
+        name = recipe or defaults["recipe"]
+        settings = train.changed_recipe(RECIPES[name], changes)
+        description = load(space or defaults["space"]).for_data(dataset.input_size, dataset.num_classes)
         with folder.locked(out) if first else nullcontext():
             if first:
                 folder.claim(
@@ -125,15 +125,6 @@ def train_to_folder(
             training.save_supernet(supernet.to("cpu"), out / "supernet.safetensors", facts)
             write_json_atomic(out / "train.json", result)
             return result
-
-
-def _kind(data: str, input_size: Sequence[int]) -> str:
-    """The data set whose space and recipe fit: by name, else by the size of the images."""
-    name = data.partition(":")[0]
-    if name in SPACES:
-        return name
-    side = min(input_size[1:])
-    return "digits" if side <= 28 else "cifar10" if side <= 64 else "imagenet"
 
 
 def _measured(

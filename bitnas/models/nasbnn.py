@@ -67,7 +67,7 @@ class SubnetConfig:
         object.__setattr__(self, "input_size", tuple(integer("input_size", n) for n in self.input_size))
         if isinstance(self.blocks, str) or not isinstance(self.blocks, Sequence) or not self.blocks:
             raise ValueError(f"blocks: got {self.blocks!r}, wanted at least one block")
-        object.__setattr__(self, "blocks", tuple(_block(block) for block in self.blocks))
+        object.__setattr__(self, "blocks", tuple(_block(n, block) for n, block in enumerate(self.blocks)))
         channels = self.stem
         for number, block in enumerate(self.blocks):
             where = f"blocks[{number}]"
@@ -114,16 +114,20 @@ class SubnetConfig:
         return "nasbnn" if self.weight_normalization else "bireal"
 
 
-def _block(value: Any) -> Block:
+def _block(number: int, value: Any) -> Block:
     if isinstance(value, Block):
         return value
+    where = f"blocks[{number}]"
     if not isinstance(value, Mapping):
-        raise TypeError(f"blocks: got {value!r}, wanted objects of channels, kernel, groups, groups_1x1, stride")
+        raise TypeError(f"{where}: got {value!r}, wanted an object of channels, kernel, groups, groups_1x1, stride")
     unknown = sorted(set(value) - {field.name for field in fields(Block)})
     missing = sorted({"channels", "kernel"} - set(value))
     if unknown or missing:
-        raise ValueError(f"blocks: {dict(value)} has unknown fields {unknown}, missing fields {missing}")
-    return Block(**value)
+        raise ValueError(f"{where}: {dict(value)} has unknown fields {unknown}, missing fields {missing}")
+    try:
+        return Block(**value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}.{error}") from error
 
 
 def shortcut_pool(stride: int) -> nn.Module:

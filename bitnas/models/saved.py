@@ -15,6 +15,7 @@ from bitnas.files import CorruptFileError, load_tensors, save_tensors
 from bitnas.models.registry import config_from_dict, create_model_from_config
 
 FORMAT = "bitnas-model-1"
+_EARLIER = "bitnas-trained-1"  # what studies wrote before, of the same contents
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
@@ -34,21 +35,33 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], facts: Mapping[st
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
-    """The network that `bitnas train` wrote to `model.safetensors`, on the CPU, in evaluation mode.
+    """The network that `bitnas train` or a study wrote (`model.safetensors`, `networks/float/*.safetensors`), on the
+    CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: it is damaged, or is another kind of file; frozen networks are for `bitnas.load`.
     """
-    try:
-        tensors, metadata = load_tensors(path, expected_format=FORMAT)
-    except CorruptFileError as error:
-        if "'bitnas.packed/" in error.reason:
-            raise CorruptFileError(path, f"{error.reason}; it is a frozen network, which bitnas.load reads") from error
-        raise
+    return load_with_facts(path)[0]
+
+
+def load_with_facts(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The same, and the facts that were kept with it, among which `network` is its description."""
+    tensors, metadata = _read(path)
     try:
         model = create_model_from_config(config_from_dict(metadata["network"]))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptFileError(path, f"does not fit the networks of this version of bitnas ({error})") from error
-    return model.eval()
+    return model.eval(), metadata
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return load_tensors(path, expected_format=FORMAT)
+    except CorruptFileError as error:
+        if f"is '{_EARLIER}'" in error.reason:
+            return load_tensors(path, expected_format=_EARLIER)
+        if "'bitnas.packed/" in error.reason:
+            raise CorruptFileError(path, f"{error.reason}; it is a frozen network, which bitnas.load reads") from error
+        raise

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 Encoding = Literal["sign", "unit"]
 
+_NO_DEVIATION = 1e-5
+
 
 def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0 (so also at 0 and -0.0), -1 elsewhere (so also at NaN). Shape and dtype of `x`.
@@ -247,15 +249,16 @@ class NasBnnWeight(BiRealWeight):
     """b = a * sign(v) with v = (w - mean(w)) / std(w) and a = mean|v|, both per output channel, a held constant;
     dL/dv = dL/db where |v| <= 1, else 0, and on to w through the standardisation.
 
-    Lin et al. 2024 (NAS-BNN), "Weight Normalization"; the standard deviation is the unbiased one. A channel whose
-    weights are all equal has v = 0.
+    Lin et al. 2024 (NAS-BNN), "Weight Normalization"; the standard deviation is the unbiased one. Where it is at most
+    1e-5, as in a channel whose weights are all equal, v = w - mean(w): what rounding left is not made large, and
+    neither is the gradient.
     """
 
     def latent(self, w: Tensor) -> Tensor:
         # One layout, so that one rounding: whose sign a weight near the mean gets must not depend on strides.
         rows = w.contiguous().flatten(1)
         deviation, mean = torch.std_mean(rows, 1, unbiased=rows.shape[1] > 1, keepdim=True)
-        return ((rows - mean) / deviation.clamp_min(torch.finfo(torch.float32).eps)).view(w.shape)
+        return ((rows - mean) / deviation.masked_fill(deviation <= _NO_DEVIATION, 1.0)).view(w.shape)
 
     def scale(self, w: Tensor) -> Tensor:
         return super().scale(self.latent(w))

@@ -14,6 +14,7 @@ from .numbers import count, duration, percent, plural, points
 from .records import Network, Run, number
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+_WIDE = 0.25  # an interquartile range above this share of its median
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,15 @@ class Comparison:
         a, b = self.searched.get("latency_us"), self.uniform.get("latency_us")
         if not a or not b:
             return ""
-        return f" The searched network takes {duration(a)}, the uniform one {duration(b)}."
+        noise = " (timing noisy)" if noisy(self.searched) or noisy(self.uniform) else ""
+        return f" The searched network takes {duration(a)}, the uniform one {duration(b)}{noise}."
+
+
+def noisy(network: Network) -> bool:
+    """Whether a latency of the network, or of its float twin, is not settled: no factor can be told from it."""
+    middle, spread = network.get("float_latency_us"), network.get("float_latency_iqr_us")
+    wide = middle is not None and spread is not None and spread > _WIDE * middle
+    return wide or network.values.get("latency_noisy") in (True, 1, 1.0)
 
 
 def compare(run: Run) -> list[Comparison]:

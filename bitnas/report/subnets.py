@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .findings import noisy
 from .numbers import count, duration, percent, plural, points
 from .records import Candidate, Network, Point, Run, number, setting
 
 INHERITED, TUNED = "inherited", "fine-tuned"
+_METRICS = {"ops": "ops", "flops": "flops", "bops": "bops", "memory": "memory_bits", "latency": "latency_us"}
+_WORDS = {"ops": "OPs", "flops": "FLOPs", "bops": "BOPs", "memory_bits": "memory", "latency_us": "latency"}
 _Z = 1.959963984540054
 
 
@@ -50,9 +53,36 @@ def is_archive(run: Run) -> bool:
 
 
 def costs(run: Run) -> list[str]:
-    """What the front is drawn against: latency where it was measured, and OPs."""
+    """What the front is drawn against, the costs that decided it first: latency where it was measured, and OPs."""
     points: list[Point] = [*run.front, *run.candidates]
-    return [cost for cost in ("latency_us", "ops") if any((point.get(cost) or 0) > 0 for point in points)]
+    found = [cost for cost in ("latency_us", "ops") if any((point.get(cost) or 0) > 0 for point in points)]
+    return sorted(found, key=lambda cost: cost not in deciding(run))
+
+
+def deciding(run: Run) -> list[str]:
+    """The costs by which the front was chosen; empty where the run does not say."""
+    objectives = setting(run.config, "objectives")
+    if is_archive(run):
+        return ["ops", "latency_us"] if setting(run.config, "latency_budget") is not None else ["ops"]
+    known = objectives if isinstance(objectives, list) else []
+    return [_METRICS[name] for name in known if isinstance(name, str) and name in _METRICS]
+
+
+def line_sentence(run: Run, cost: str) -> str:
+    """Why members of the front may lie off the line that is drawn against a cost, or nothing where none can."""
+    chosen = deciding(run)
+    others = " and ".join(_WORDS[other] for other in chosen if other != cost)
+    if not others:
+        return ""
+    if cost in chosen:
+        return f"The front is that of {others} too, so the line need not pass through all of it."
+    return f"The front was chosen by {others}, not by {_WORDS[cost]}, so the line need not pass through all of it."
+
+
+def front_alone_timed(run: Run) -> bool:
+    """Whether the front has latencies and nothing else that was evaluated has one."""
+    timed = [p for p in run.front if (p.get("latency_us") or 0) > 0]
+    return bool(timed) and not any((c.get("latency_us") or 0) > 0 for c in run.candidates)
 
 
 def range_sentence(networks: Sequence[Network]) -> str:
@@ -93,13 +123,13 @@ def headline(run: Run) -> str:
     return (
         f"{done}, {len(run.front)} on the front. Deployed, {best.label} reaches {percent(best.get('accuracy'))}"
         f"{interval} on test images that neither supernet nor search has seen, with {count(best.get('ops'))} OPs in "
-        f"{duration(best.get('latency_us'))}.{_speed(best)}"
+        f"{duration(best.get('latency_us'))}{' (timing noisy)' if noisy(best) else ''}.{_speed(best)}"
     )
 
 
 def _speed(network: Network) -> str:
     packed, reference = network.get("latency_us"), network.get("float_latency_us")
-    if not packed or not reference:
+    if not packed or not reference or noisy(network):
         return ""
     if packed <= reference:
         return f" Its float32 twin takes {reference / packed:.1f} times as long."

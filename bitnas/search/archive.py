@@ -37,7 +37,8 @@ class BucketArchive:
         initial: genomes of the first generation, at most `population`, asked for whether the space permits them or not;
             the rest of it is random. The paper begins with the smallest and the biggest subnet.
 
-    With the defaults and 20 generations after the first, 5,632 genomes are asked for, none twice.
+    With the defaults and 20 generations after the first, 5,632 genomes are asked for, none twice, where so many are
+    permitted; fewer where fewer are.
     """
 
     def __init__(

@@ -39,7 +39,10 @@ def penalised_accuracy(
 
 
 def unseen_random(space: Space, seen: set[Genome], count: int, rng: Random) -> list[Genome]:
-    """Up to `count` distinct permitted codes that are not in `seen`; fewer when there are no more to be found."""
+    """Up to `count` distinct permitted codes that are not in `seen`; fewer when there are no more to be found.
+
+    A strategy that asks for fewer codes than it was told to shows it by their number; who runs it says so.
+    """
     fresh: list[Genome] = []
     taken = set(seen)
     misses = 0

@@ -208,10 +208,7 @@ def run_search(
             on_generation(SearchResult(list(candidates), front, list(history)))
         notify(dict(event="generation_end", **history[-1]))
     if not any(candidate.status == "ok" for candidate in candidates):
-        reason = next((candidate.reason for candidate in candidates if candidate.status == "rejected"), "")
-        raise SearchFailed(
-            f"none of {len(candidates)} candidates is within the limits of the search; one is not: {reason}"
-        )
+        raise SearchFailed(_nothing_left(candidates))
     return SearchResult(candidates, front_of(eligible(candidates), objectives), history)
 
 
@@ -285,6 +282,16 @@ class _Evaluation:
 
 def _merged(records: Sequence[Record]) -> dict[str, float]:
     return {name: value for record in records for name, value in record.metrics.items()}
+
+
+def _nothing_left(candidates: Sequence[Candidate]) -> str:
+    """Why there is no front, by the candidate that came nearest."""
+    text = f"none of {len(candidates)} candidates is within the limits of the search"
+    beyond = [candidate for candidate in candidates if candidate.status == "rejected"]
+    if timed := [candidate for candidate in beyond if "latency_us" in candidate.metrics]:
+        fastest = min(timed, key=lambda candidate: candidate.metrics["latency_us"])
+        return f"{text}; the fastest: {fastest.reason}. Allow more with latency_budget (--latency-budget)"
+    return f"{text}; one is not: {beyond[0].reason}" if beyond else f"{text}; the last: {candidates[-1].reason}"
 
 
 def _losses(candidate: Candidate, objectives: Sequence[Objective]) -> list[float]:

@@ -11,7 +11,7 @@ from bitnas.search.space import Genome, Space
 
 
 class RandomSearch:
-    """Genomes drawn uniformly, none twice, by ask and tell.
+    """Genomes drawn uniformly, none twice, by ask and tell; fewer than asked for where no more are permitted.
 
     Args:
         space: where to search.

@@ -136,18 +136,27 @@ class GradientSum:
         sizes = [parameter.numel() for parameter in parameters]
         kind = torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
         device = parameters[0].device if parameters else torch.device("cpu")
-        self.flat = torch.zeros(sum(sizes) + numbers, dtype=kind, device=device)
-        *pieces, self.numbers = self.flat.split([*sizes, numbers])
+        self.flat = torch.zeros(sum(sizes) + numbers + len(sizes), dtype=kind, device=device)
+        *pieces, self.numbers, self.present = self.flat.split([*sizes, numbers, len(sizes)])
         self.views = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """Replace every gradient by its sum, and return the sum of `numbers`. A missing gradient counts as 0."""
-        missing = [parameter.grad is None for parameter in self.parameters]
-        for parameter, view, none in zip(self.parameters, self.views, missing, strict=True):
-            view.zero_() if none else view.copy_(parameter.grad)
+        """Replace every gradient by its sum, and return the sum of `numbers`.
+
+        A missing gradient counts as 0. One that no process has stays missing: an optimizer passes over it, where it
+        would move the parameter by its momentum for a gradient of 0.
+        """
+        there = [parameter.grad is not None for parameter in self.parameters]
+        for parameter, view, given in zip(self.parameters, self.views, there, strict=True):
+            view.copy_(parameter.grad) if given else view.zero_()
         self.numbers.copy_(numbers)
+        self.present.copy_(torch.tensor(there, dtype=self.flat.dtype))
         add_up(self.flat)
-        for parameter, view in zip(self.parameters, self.views, strict=True):
+        # Whose gradients are all there need not look, which on a GPU would be a wait.
+        anywhere = there if all(there) else [count > 0 for count in self.present.tolist()]
+        for parameter, view, given in zip(self.parameters, self.views, anywhere, strict=True):
+            if not given:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
             parameter.grad.copy_(view)

@@ -21,6 +21,17 @@ def test_options_that_a_study_does_not_take_are_refused(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["epochs", "seeds", "repeats"])
+def test_the_help_of_an_option_names_the_studies_that_take_it(option):
+    from typing import get_type_hints
+
+    from bitnas.cli.reproduce import reproduce
+    from bitnas.cli.reproduce_nasbnn import _OPTIONS
+
+    words = get_type_hints(reproduce, include_extras=True)[option].__metadata__[0].help
+    assert {study for study in _OPTIONS if f"--{study}" in words} == {s for s, own in _OPTIONS.items() if option in own}
+
+
 @pytest.mark.slow
 def test_a_ranking_is_shown_goes_on_and_has_a_report(run, tmp_path):
     command = ["reproduce", "nasbnn", "--ranking", "--data", "digits:20", "--epochs", "1", "--repeats", "2"]

@@ -7,6 +7,8 @@ import re
 import sys
 
 import pytest
+import safetensors.torch
+import torch
 
 from bitnas.files import read_json_checked
 from tests.interrupting import interrupted
@@ -160,9 +162,20 @@ def test_a_search_of_subnets_and_its_resumption(run, space, tmp_path):
         (["--no-bi-teacher"], "--no-bi-teacher is an option of --method nasbnn"),
         (["--method", "bars"], "--method: got 'bars', wanted width or nasbnn"),
         (["--method", "nasbnn", "--ops-window", "1e6"], "--ops-window: got 1 numbers, wanted the least and the most"),
-        (["--method", "nasbnn", "--ops-window", "1e6,2e6"], "no subnet of 1 to 2 M OPs was found; .* 0.002618 to 0.20"),
+        (
+            ["--method", "nasbnn", "--ops-window", "1e6,2e6"],
+            r"\(--ops-window LOW,HIGH\): no subnet of 1 to 2 M OPs.* 0.002618 to 0.20",
+        ),
         (["--method", "nasbnn", "--space", "no.json"], "No such file or directory: no.json"),
         (["--method", "nasbnn", "--supernet", "no.safetensors"], "No such file or directory: no.safetensors"),
+        (["--method", "nasbnn", "--supernet", "."], r"--supernet: \. is a folder, wanted .* supernet\.safetensors"),
+        (
+            ["--method", "nasbnn", "--supernet", "x", "--supernet-epochs", "3"],
+            "--supernet-epochs is of the training of",
+        ),
+        (["--method", "nasbnn", "--supernet", "x", "--recipe", "nasbnn-digits"], "--recipe is of the training of"),
+        (["--method", "nasbnn", "--supernet", "x", "--no-bi-teacher"], "--no-bi-teacher is of the training of"),
+        (["--method", "nasbnn", "--supernet", "x", "--consistency", "0.1"], "--consistency is of the training of"),
         (["--method", "nasbnn", "--objectives", "accuracy"], "wanted 'archive' alone, or two and more"),
     ],
 )
@@ -172,6 +185,52 @@ def test_options_that_do_not_fit_are_named_and_nothing_is_made(run, tmp_path, op
     assert out == ""
     assert re.search(message, err), err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_supernet_brings_its_strategies_and_they_need_not_be_said_again(run, space, tmp_path):
+    first = ["search", "--method", "nasbnn", "--space", space, "--generations", "1", *SUBNETS]
+    code, _, _ = run(*first, "--no-bi-teacher", "--consistency", "0.1", "--out", str(tmp_path / "first"))
+    assert code == 0
+    again = ["search", "--method", "nasbnn", "--space", space, "--generations", "1", *SUBNETS[2:]]
+    file = str(tmp_path / "first" / "supernet.safetensors")
+    code, _, err = run(*again, "--supernet", file, "--out", str(tmp_path / "again"))
+    assert code == 0, err
+    strategies = read_json_checked(tmp_path / "again/config.json")["search"]["strategies"]
+    assert strategies["bi_teacher"] is False
+    assert strategies["consistency"] == 0.1
+    assert strategies["bi_transformation"] is True
+
+
+def test_own_images_are_trained_on_and_searched_without_a_setting(run, tmp_path):
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 3, 20, 20), generator=chance, dtype=torch.uint8)
+    file = tmp_path / "own.safetensors"
+    safetensors.torch.save_file({"images": images, "labels": torch.arange(60) % 3}, file)
+    code, out, err = run(
+        "train", "--method", "nasbnn", "--data", str(file), "--epochs", "1", "--out", str(tmp_path / "t")
+    )
+    assert code == 0, err
+    assert "supernet of space small" in err
+    assert "recipe nasbnn-digits" in err
+    command = ["search", "--method", "nasbnn", "--data", str(file), "--out", str(tmp_path / "s"), "--generations", "1"]
+    code, out, err = run(*command, "--population", "4", "--supernet-epochs", "1", "--workers", "0", "--json")
+    assert code == 0, err
+    assert json.loads(out)["front"]
+
+
+def test_progress_tells_a_total_from_what_a_generation_lost(capsys):
+    from bitnas.cli.progress import ProgressView
+
+    view = ProgressView()
+    view({"event": "generation_start", "generation": 1, "generations": 2, "candidates": 8})
+    event = {"event": "generation_end", "evaluated": 12, "asked": 8, "failed": 1, "rejected": 6, "front": 2}
+    view(event)
+    view({**event, "failed": 0, "rejected": 0})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "generation 2/2: 12 evaluated so far (of its own 8, 1 failed and 6 over the budget), 2 on the front"
+    )
+    assert second == "generation 2/2: 12 evaluated so far, 2 on the front"
 
 
 def test_ctrl_c_while_the_supernet_trains(space, tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bitnas.methods.nasbnn.config import PRESETS, NasBnnSearchConfig, preset
-from bitnas.methods.nasbnn.description import DESCRIPTIONS
+from bitnas.methods.nasbnn.config import PRESETS, NasBnnSearchConfig, fitting, preset
+from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, load
+from bitnas.methods.nasbnn.space import SubnetSpace
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +51,102 @@ def test_a_space_file_is_read_once(tmp_path):
     path.unlink()
     assert config.space == values
     assert NasBnnSearchConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of 300 random images of 3 x 20 x 20 in 4 classes."""
+    import torch
+    from safetensors.torch import save_file
+
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (300, 3, 20, 20), generator=chance, dtype=torch.uint8)
+    path = tmp_path / "own.safetensors"
+    save_file({"images": images, "labels": torch.arange(300) % 4}, path)
+    return str(path)
+
+
+def test_data_without_a_preset_get_what_their_images_and_their_number_allow(own):
+    config = preset(own)
+    assert config.space == DESCRIPTIONS["small"].to_dict()
+    assert config.recipe == "nasbnn-digits"
+    assert (config.calibration_batches, config.calibration_size) == (1, 180)  # all there are to train on
+    assert (config.population, config.timeout) == (96, None)
+    space = SubnetSpace(Description.from_dict(config.space).for_data((3, 20, 20), 4))
+    assert config.ops_low <= space.cost(space.smallest).ops < space.cost(space.biggest).ops <= config.ops_high
+    assert 70 <= (config.ops_high - config.ops_low) / config.bucket <= 90
+    given = preset(own, ops_low=1e5, ops_high=9e5, recipe="digits", calibration_size=20, space="cifar")
+    assert (given.ops_low, given.ops_high, given.bucket) == (1e5, 9e5, 1e4)
+    assert (given.recipe, given.calibration_size, given.space["name"]) == ("digits", 20, "cifar")
+    assert preset(own, space="cifar").ops_high > 2 * config.ops_high
+    with pytest.raises(ValueError, match="ops_low, ops_high: got 900000 and 100000, wanted low below high"):
+        preset(own, ops_low=9e5, ops_high=1e5)
+    with pytest.raises(ValueError, match="wanted a sum below 1"):
+        preset(own, train_fraction=0.9)
+
+
+@pytest.mark.parametrize(
+    ("side", "images", "space", "recipe"),
+    [
+        (28, 10**6, "small", "nasbnn-digits"),
+        (29, 2048, "cifar", "nasbnn-cifar10"),
+        (64, 2047, "cifar", "nasbnn-digits"),
+        (65, 8192, "imagenet", "nasbnn-imagenet"),
+        (224, 8191, "imagenet", "nasbnn-cifar10"),
+        (224, 100, "imagenet", "nasbnn-digits"),
+    ],
+)
+def test_space_goes_by_the_side_and_recipe_by_the_number_of_images_too(side, images, space, recipe):
+    from bitnas.train import RECIPES
+
+    found = fitting("own", (3, side, side), images)
+    assert (found.get("space"), found["recipe"]) == (space, recipe)
+    assert found["calibration_batches"] * found["calibration_size"] <= images
+    assert images >= 16 * RECIPES[recipe].batch_size or recipe == "nasbnn-digits"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": [32.5]}, r"stages\[1\].channels: got 32.5, wanted an integer"),
+        ({"kernels": [2, 3]}, r"stages\[1\].kernels: got 2, wanted odd numbers"),
+        ({"depths": [0, 1]}, r"stages\[1\].depths: got 0, wanted at least 1"),
+    ],
+)
+def test_a_space_file_is_told_which_stage_is_wrong(tmp_path, changes, message):
+    values = DESCRIPTIONS["small"].to_dict()
+    values["stages"][1] |= changes
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (1, {"kernels": [3, 99]}, r"images of 1 x 8 x 8: stages\[1\].kernels: got 99 on maps of side 8, .* at most 17"),
+        (2, {"kernels": [3, 11]}, r"stages\[2\].kernels: got 11 on maps of side 4, wanted at most 9"),
+        (2, {"channels": [96, 2**40]}, r"stages\[2\].channels: they bring most of the .* wanted at most 1e\+09"),
+    ],
+)
+def test_a_space_that_is_absurd_for_the_images_is_refused(stage, changes, message):
+    values = DESCRIPTIONS["small"].to_dict()
+    values["stages"][stage] |= changes
+    with pytest.raises(ValueError, match=message):
+        Description.from_dict(values).for_data((1, 8, 8), 10)
+
+
+def test_parameters_are_those_of_the_biggest_network_and_its_matrices():
+    """The paper's space is refused only where the limit is below what its supernet is known to have."""
+    from bitnas.methods.nasbnn import description
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(description, "MOST_PARAMETERS", 66_508_159)
+        DESCRIPTIONS["imagenet"].for_data((3, 224, 224), 1000)
+        patch.setattr(description, "MOST_PARAMETERS", 66_300_000)  # without biases, batch norms and the like
+        with pytest.raises(ValueError, match=r"stages\[3\].channels: they bring most of the 6.64e\+07 parameters"):
+            DESCRIPTIONS["imagenet"].for_data((3, 224, 224), 1000)
 
 
 def test_identity_is_of_what_decides_a_measurement():

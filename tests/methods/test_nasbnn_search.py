@@ -457,6 +457,26 @@ def test_a_table_predicts_and_only_the_front_is_timed(finished, tmp_path):
     assert nasbnn.resume(tmp_path / "run") == result
 
 
+def test_a_window_of_few_subnets_is_searched_whole_with_a_warning(finished, tmp_path, monkeypatch):
+    """Fewer subnets than a generation asks for: nothing is refused by the seed's luck, and nothing is silent."""
+    monkeypatch.setattr(evaluate, "evaluate_candidate", with_accuracy(lambda genome, costs: 0.5))
+    plain = evaluate.search_space(TINY, window=False)
+    costs = sorted(float(plain.cost(genome).ops) for genome in plain.enumerate())
+    events = []
+    config = dataclasses.replace(TINY, ops_low=costs[0], ops_high=costs[3], objectives=("accuracy", "ops"))
+    result = nasbnn.search(
+        config,
+        tmp_path / "run",
+        supernet=finished.folder / "supernet.safetensors",
+        on_progress=events.append,
+    )
+    inside = sum(costs[0] <= cost <= costs[3] for cost in costs)
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert [line["asked"] for line in result.history] == [inside]
+    assert warnings[0].startswith(f"generation 0 has {inside} subnets instead of 8: the search found no more")
+    assert warnings[1].startswith("the search ended after 1 of 3 generations: it found no more subnets")
+
+
 def test_a_failed_candidate_is_a_record_and_never_kept(finished, tmp_path, monkeypatch):
     seen = []
 

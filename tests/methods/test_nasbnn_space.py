@@ -118,8 +118,71 @@ def test_random_stays_uniform_within_a_window():
     counts = Counter(space.random(rng) for _ in range(20 * len(inside)))
     assert set(counts) == set(inside)
     assert chisquare(list(counts.values())).pvalue > 0.01
-    with pytest.raises(ValueError, match="none of 5000 random subnets is within the limits"):
+    with pytest.raises(ValueError, match="no subnet has 0 to 1 OPs, the limits of the search"):
         SubnetSpace(TINY, ops=(0.0, 1.0)).random(rng)
+    with pytest.raises(ValueError, match="none of 40 random subnets is within the limits"):
+        SubnetSpace(TINY, allowed=lambda subnet: False).random(rng, draws=40)
+
+
+def walked(space: SubnetSpace, steps: int) -> set[tuple[float, ...]]:
+    """Subnets of the window that mutations from the smallest come by."""
+    rng, seen, pool = Random(0), {space.smallest}, [space.smallest]
+    for _ in range(steps):
+        genome = space.mutate(rng.choice(pool), rng)
+        if genome not in seen and space.permits(genome):
+            seen.add(genome)
+            pool.append(genome)
+    return seen
+
+
+def test_random_finds_every_subnet_of_a_narrow_window():
+    """34 of nearly a million, which drawing until one fits does not find for most seeds."""
+    from scipy.stats import chisquare
+
+    space = SubnetSpace(DESCRIPTIONS["small"], ops=(2e3, 4e3))
+    known = walked(space, 6000)
+    assert len(known) == 34
+    for seed in range(4):
+        counts = Counter(space.random(rng) for rng in [Random(seed)] for _ in range(20 * len(known)))
+        assert set(counts) == known
+        assert chisquare(list(counts.values())).pvalue > 0.005
+    assert all(holds(genome, space) and space.validate(genome) == genome for genome in known)
+
+
+@pytest.mark.parametrize("window", [(20e6, 30e6), (100e6, 100.01e6), (325e6, math.inf)])
+def test_random_finds_rare_subnets_of_the_papers_space(window):
+    space = SubnetSpace(DESCRIPTIONS["imagenet"], ops=window)
+    drawn = [space.random(rng) for rng in [Random(0)] for _ in range(40)]
+    assert all(window[0] <= space.cost(genome).ops <= window[1] for genome in drawn)
+    assert all(holds(genome, space) and space.validate(genome) == genome for genome in drawn)
+    assert len(set(drawn)) > 30
+    assert drawn == [space.random(rng) for rng in [Random(0)] for _ in range(40)]
+
+
+@pytest.mark.parametrize("size", [140, 1 << 62])  # counted in 64 bits, and without an end
+def test_counts_by_ops_miss_no_subnet_and_count_none_twice(size):
+    from bitnas.methods.nasbnn.by_ops import OpsCounts
+
+    space = SubnetSpace(TINY)
+    costs = sorted(float(space.cost(genome).ops) for genome in space.enumerate())
+    counts = OpsCounts(TINY, costs[-1], size)
+    assert counts.count(0, math.inf) == space.size
+    for low, high in ((costs[0], costs[0]), (costs[30], costs[60]), (costs[-1], costs[-1])):
+        inside = sum(low <= cost <= high for cost in costs)
+        assert inside <= counts.count(low, high) < inside + 20
+    assert counts.count(0, 0.5 * costs[0]) == counts.count(2 * costs[-1], math.inf) == 0
+    with pytest.raises(ValueError, match="no subnet has"):
+        counts.draw(0, 0.5 * costs[0], Random(0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 139), st.integers(0, 139), st.integers(0, 99))
+def test_random_is_refused_only_where_a_window_is_empty(first, last, seed):
+    plain = SubnetSpace(TINY)
+    costs = sorted(float(plain.cost(genome).ops) for genome in plain.enumerate())
+    low, high = sorted((costs[first], costs[last]))
+    genome = SubnetSpace(TINY, ops=(low, high)).random(Random(seed))
+    assert low <= plain.cost(genome).ops <= high
 
 
 # ---- genomes and networks -------------------------------------------------------

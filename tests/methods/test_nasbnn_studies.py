@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import sqlite3
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bitnas.methods.nasbnn.config import preset
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, Stage
 from bitnas.methods.nasbnn.search import search
 from bitnas.methods.nasbnn.space import SubnetSpace
+from bitnas.search.pareto import hypervolume_2d
 
 TINY = Description(
     name="tiny",
@@ -111,7 +113,7 @@ def test_correlations_tell_inherited_ranks_from_those_of_ops():
     assert knowing["inherited"]["low"] == 1
     assert knowing["repeats"]["mean"] > 0.9
     assert knowing["inherited"]["spearman"] == pytest.approx(1)
-    assert knowing["partial"]["low"] > 0
+    assert knowing["beside_ops"] == {"mean": 1, "p": pytest.approx(1 / 301)}
     assert knowing["beyond_ops"]["low"] > 0
     said = " ".join(ranking.verdicts(knowing))
     assert "ranks better than OPs alone do" in said
@@ -121,7 +123,7 @@ def test_correlations_tell_inherited_ranks_from_those_of_ops():
     noise = random.Random(5)
     blind = ranking.correlations(rows(24, lambda size, quality: size + 3 * noise.gauss(0, 1)), resamples=300)
     assert blind["inherited"]["low"] > 0
-    assert blind["partial"]["low"] < 0 < blind["partial"]["high"]
+    assert blind["beside_ops"]["p"] > 0.1
     said = " ".join(ranking.verdicts(blind))
     assert "cannot be told to know" in said
     assert "It ranks better" not in said
@@ -216,13 +218,41 @@ def test_an_ablation_says_no_more_than_its_interval():
     def said(runs):
         whole = [dict.fromkeys(ablation.GROUPS, 0.8 + run) for run in runs]
         plain = [dict.fromkeys(ablation.GROUPS, 0.8) for _ in runs]
-        found = ablation._difference("without Bi-Teacher", "mean", whole, plain, 0.5)
-        return ablation.verdict(found, len(runs))
+        (found,) = ablation.corrected([ablation._difference("without Bi-Teacher", "mean", whole, plain, 0.5)])
+        return ablation.verdict(found)
 
     assert said([0.1, 0.101, 0.099]).startswith("Bi-Teacher brings accuracy (+10.0 points")
     assert said([-0.1, -0.101, -0.099]).startswith("Bi-Teacher costs accuracy here")
     assert said([0.1, -0.05, 0.02]).startswith("Bi-Teacher: no difference can be told")
     assert said([0.1]).endswith("which decides nothing.")
+
+
+def test_verdicts_allow_for_being_several():
+    """Of four differences that are 0, one in seven families or so would be told from 0 without a correction."""
+    one = ablation.paired_runs([0.02, 0.05, 0.03, 0.04], 0.3)
+    assert 0.0125 < one["p"] < 0.05
+    assert one["low"] > 0
+    alone, family = ablation.corrected([one]), ablation.corrected([one, *[ablation.paired_runs([0.1, -0.1], 0.3)] * 3])
+    assert (alone[0]["outcome"], alone[0]["p_holm"]) == ("better", one["p"])
+    assert family[0]["outcome"] == "undecided"
+    assert family[0]["p_holm"] == pytest.approx(4 * one["p"])
+    text = ablation.verdict({"variant": "none", **family[0]})
+    assert text.startswith("All strategies together: no difference can be told (+3.5 points, 95 % interval +")
+    assert text.endswith("4 seeds, p 0.14 among 4 verdicts).")
+
+    # Holm by hand: 4 x 0.01, 3 x 0.02, 2 x 0.022 raised to the one before, 1 x 0.5.
+    found = ablation.corrected([{"p": p, "mean": -1.0} for p in (0.5, 0.02, 0.01, 0.022)])
+    assert [each["p_holm"] for each in found] == pytest.approx([0.5, 0.06, 0.04, 0.06])
+    assert [each["outcome"] for each in found] == ["undecided", "undecided", "worse", "undecided"]
+    assert ablation.corrected([ablation.paired_runs([0.1], 0.3)]) == [{"runs": [0.1], "mean": 0.1}]
+
+    rng, wrong = random.Random(4), {"each": 0, "corrected": 0}
+    for _ in range(400):
+        tests = [ablation.paired_runs([rng.gauss(0, 1) for _ in range(3)], 0.0) for _ in range(4)]
+        wrong["each"] += any(test["p"] <= 0.05 for test in tests)
+        wrong["corrected"] += any(test["outcome"] != "undecided" for test in ablation.corrected(tests))
+    assert wrong["each"] > 0.12 * 400
+    assert wrong["corrected"] < 0.08 * 400
 
 
 @pytest.mark.parametrize(
@@ -244,8 +274,10 @@ def test_ablation_trains_every_variant_and_can_be_given_more_seeds(tmp_path, mon
             assert new["accuracy"]["mean"]["runs"][:seeds] == old["accuracy"]["mean"]["runs"]
 
 
-def network(method, training, latency, accuracy):
-    return {"method": method, "training": training, "latency_us": latency, "accuracy": accuracy}
+def network(method, training, latency, accuracy, search_accuracy=None):
+    known = accuracy if search_accuracy is None else search_accuracy
+    row = {"method": method, "training": training, "latency_us": latency}
+    return {**row, "accuracy": accuracy, "search_accuracy": known}
 
 
 def test_areas_of_fronts_by_hand():
@@ -275,6 +307,74 @@ def test_areas_of_fronts_by_hand():
     assert "low" not in alone
 
 
+def test_a_network_that_validation_would_not_choose_counts_for_nothing():
+    """However accurate it is on test images: a front must not gain by having many members."""
+    plain = [network("searched", "inherited", 50.0, 0.9, 0.9), network("random", "inherited", 100.0, 0.6)]
+    lucky = [*plain, network("searched", "inherited", 60.0, 0.99, 0.8)]
+    worse = [*plain, network("searched", "inherited", 60.0, 0.7, 0.95)]
+
+    def area(networks):
+        seed = {"test_images": 100, "train_images": 300, "networks": networks}
+        return against.compared([seed])["areas"]["searched, inherited"][0]
+
+    assert area(lucky) == pytest.approx(area(plain))
+    assert area(worse) < area(plain)
+
+
+def drawn_front(rng, count):
+    rows = [{"latency_us": rng.uniform(10, 100), "accuracy": rng.uniform(0.5, 0.6)} for _ in range(count)]
+    return [{**row, "accuracy": row["accuracy"] + 0.003 * row["latency_us"] ** 0.9} for row in rows]
+
+
+def dominated(rows, corner):
+    return hypervolume_2d([(row["latency_us"], 1 - row["accuracy"]) for row in rows], corner)
+
+
+def test_a_front_with_more_networks_is_never_judged_worse():
+    rng, shorter = random.Random(6), 0
+    for _ in range(60):
+        rows = drawn_front(rng, 48)
+        more = [*rows, *drawn_front(rng, 3), {"latency_us": 9.0, "accuracy": 0.5}]
+        edges = [against._edge(front) for front in (rows, more)]
+        corner = against._corner([row for edge in edges for row in edge])
+        for picks in (2, 4, 12):
+            less, most = (dominated(against._most(edge, picks, corner), corner) for edge in edges)
+            assert most >= less - 1e-12
+        assert against._most(edges[0], 48, corner) == edges[0]
+        shorter += len(edges[1]) > 4
+    assert shorter > 30
+
+
+def test_the_networks_that_judge_an_edge_are_those_that_dominate_most():
+    rng = random.Random(7)
+    for _ in range(20):
+        edge = against._edge(drawn_front(rng, 30))
+        corner = against._corner(edge)
+        for picks in range(1, 5):
+            chosen = against._most(edge, picks, corner)
+            assert len(chosen) == min(picks, len(edge))
+            best = max(dominated(some, corner) for some in itertools.combinations(edge, len(chosen)))
+            assert dominated(chosen, corner) == pytest.approx(best, rel=1e-12)
+
+
+def test_random_subnets_begin_and_are_timed_as_the_searched_ones(tmp_path):
+    values = {**QUICK, "objectives": ("accuracy", "ops", "latency"), "population": 4, "generations": 1}
+    config = search(preset(DATA, **values), tmp_path / "nasbnn").config
+    space, events = evaluate.search_space(config), []
+    rows = against._random_front(tmp_path, config, 5, events.append)
+    assert len({event["key"] for event in events if event["event"] == "evaluated"}) == 5
+    timed = [event for event in events if event["event"] == "front_timing"]
+    assert timed[0]["networks"] >= len(rows) > 0
+    assert all({"latency_us", "searched_latency_us"} <= row.keys() for row in rows)
+    with sqlite3.connect(tmp_path / "random.sqlite") as journal:
+        kept = "\n".join(map(repr, journal.execute("select * from evaluations").fetchall()))
+    for end in (space.smallest, space.biggest):
+        assert space.subnet(end).key() in kept
+    again = []
+    assert against._random_front(tmp_path, config, 5, again.append) == rows
+    assert "front_timing" not in {event["event"] for event in again}
+
+
 def test_deployed_subnets_are_frozen_verified_timed_and_kept(tmp_path):
     config = preset(DATA, **QUICK, population=4, generations=1, bucket=1e3)
     search(config, tmp_path)
@@ -298,10 +398,18 @@ def test_deployed_subnets_are_frozen_verified_timed_and_kept(tmp_path):
         frozen = bitnas.load(tmp_path / row["file"])
         right = trials.predictions(frozen, trials.parts(config).test)
         assert sum(right) / len(right) == pytest.approx(row["accuracy"])
+        trained = bitnas.load_model(tmp_path / "networks" / "float" / f"{row['pair']}-{row['kind']}.safetensors")
+        assert bitnas.verify(trained, frozen, x).ok
+        pixels = (255 * x).round().to(torch.uint8)  # a deployed network can be frozen anew, for bytes
+        assert torch.allclose(bitnas.freeze(trained, pixels=(0.0, 1.0))(pixels), trained(pixels / 255), atol=1e-4)
         model = create_model(tmp_path / row["architecture"])
         assert model(x).shape == (4, 10)
         assert model.config.to_dict() == row["subnet"]
     assert len(found["claims"]) == len(rows) // 2
+    timed = ("latency_us", "latency_iqr_us", "latency_noisy", "float_latency_us", "float_latency_iqr_us", "layers")
+    for pair in {row["pair"] for row in rows}:
+        inherited, tuned = (row for row in rows if row["pair"] == pair)
+        assert [inherited[name] for name in timed] == [tuned[name] for name in timed]
     journal = (tmp_path / "journal.sqlite").read_bytes()
     seen.clear()
     assert deploy.deploy(tmp_path, picks=2, fine_tune_epochs=1, on_progress=seen.append) == found

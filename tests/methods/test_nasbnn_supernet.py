@@ -321,6 +321,24 @@ def test_distances_between_binary_and_float_weights():
     assert net.transforms[2]["7"].grad.any()
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_distances_of_a_filter_without_variance_are_finite(normalised, value):
+    net = supernet(strategies=Strategies(weight_normalization=normalised, consistency=0.1)).train()
+    weight = net.network.blocks[0].conv2.weight
+    distances = [[], []]
+    with torch.no_grad():
+        weight[1] = value
+    net(torch.randn(4, *TINY.input_size), net.biggest, distances=distances[0])
+    sum(distances[0]).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters() if parameter.grad is not None)
+    with torch.no_grad():  # where all weights are equal binary and float ones are, too: no distance
+        weight[:] = value
+    net(torch.randn(4, *TINY.input_size), net.biggest, distances=distances[1])
+    assert 0 < distances[0][1] < 100
+    assert distances[1][1] < 1e-6
+
+
 def test_subnets_of_other_spaces_are_refused():
     net = supernet()
     for change in ({"num_classes": 4}, {"stem": 5}, {"weight_normalization": False}):

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import bitnas
 import bitnas.methods.width as width
+from bitnas import data
 from bitnas.files import CorruptFileError, read_json_checked
 from bitnas.methods.run_folder import read_front
 from bitnas.methods.width import evaluate
@@ -290,6 +292,9 @@ def test_a_study_compares_fairly_and_resumes(finished, tmp_path):
         ]
         assert [layer["binary"] for layer in network["layers"]] == [False, True, True, True, True, True, False]
         assert (folder / network["file"]).is_file()
+        trained = bitnas.load_model(folder / "networks" / "float" / f"{network['label']}.safetensors")
+        images = data.load("digits").take(torch.arange(8))
+        assert bitnas.verify(trained, bitnas.load(folder / network["file"]), images).ok
         assert network["packed_bytes"] < (folder / network["file"]).stat().st_size
     (claim,) = result["claims"]
     assert claim["difference"] == pytest.approx(searched["accuracy"] - uniform["accuracy"])

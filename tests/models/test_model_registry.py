@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from bitnas.files import CorruptFileError, save_tensors
 from bitnas.models import (
     ModelConfig,
     create_model,
     create_model_from_config,
     list_models,
+    load_model,
     make_config,
     num_ratios,
     register,
@@ -181,3 +183,16 @@ def test_a_registered_network_must_keep_its_config():
 
     with pytest.raises(TypeError, match="Forgetful: a registered network must keep its config"):
         create_model("forgetful")
+
+
+def test_load_model_reads_what_studies_wrote_before(tmp_path):
+    """Their files had another format and the same contents."""
+    network = create_model("vgg_small", base_width=0.05, input_size=(1, 8, 8)).eval()
+    path = tmp_path / "old.safetensors"
+    facts = {"format": "bitnas-trained-1", "network": network.config.to_dict(), "epochs": 3}
+    save_tensors(path, network.state_dict(), facts)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(load_model(path)(x), network(x))
+    save_tensors(path, network.state_dict(), {**facts, "format": "bitnas-other-1"})
+    with pytest.raises(CorruptFileError, match="its format is 'bitnas-other-1', expected 'bitnas-model-1'"):
+        load_model(path)

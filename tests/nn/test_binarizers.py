@@ -150,6 +150,16 @@ def test_a_channel_of_equal_weights_standardises_to_zero():
         assert sign(layer.latent(w)).tolist() == torch.ones_like(w).tolist()
 
 
+def test_the_gradient_of_a_channel_of_equal_weights_is_of_ordinary_size():
+    layer, g = NasBnnWeight(), torch.randn(3, 72)
+    w = torch.stack([torch.full((72,), 0.1), 0.1 + 1e-8 * torch.randn(72), torch.randn(72)])
+    gradient = gradient_of(layer, w, g)
+    assert gradient.abs().max() < 20
+    assert torch.equal(gradient[2:], gradient_of(layer, w[2:], g[2:]))
+    torch.testing.assert_close(gradient[0], g[0] - g[0].mean())
+    assert layer.latent(torch.full((1, 4), torch.nan)).isnan().all()
+
+
 def straight_through_sign(w: torch.Tensor) -> torch.Tensor:
     clipped = w.clip(-1, 1)
     return clipped + (sign(w) - clipped).detach()

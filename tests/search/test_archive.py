@@ -26,6 +26,7 @@ from bitnas.search import (
 )
 
 PAPER = SubnetSpace(DESCRIPTIONS["imagenet"], ops=(20e6, 180e6))
+CHEAP = SubnetSpace(DESCRIPTIONS["imagenet"], ops=(20e6, 40e6))
 FEW = Description(
     name="few",
     input_size=(1, 8, 8),
@@ -246,3 +247,23 @@ def test_the_front_of_random_search_minds_the_noise():
     strategy.tell(codes, rows, [[(a, a), (0.98 * t, 1.02 * t)] for a, t in rows])
     assert strategy.front() == [(1.0,), (3.0,)]
     assert strategy.ask() == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BucketArchive(CHEAP, population=64, mutations=16, crossovers=16, initial=[CHEAP.smallest]),
+        lambda: RandomSearch(CHEAP, population=64, later=32),
+        lambda: NSGA2(CHEAP, objectives=2, population=64),
+    ],
+    ids=["archive", "random", "nsga2"],
+)
+def test_generations_at_the_cheap_end_are_full(make):
+    """One in ten thousand of the paper's subnets has less than 40 M OPs."""
+    strategy = make()
+    wanted = (64, 64 if isinstance(strategy, NSGA2) else 32)
+    for count in wanted:
+        genomes = strategy.ask()
+        assert len(set(genomes)) == count
+        assert all(CHEAP.permits(genome) for genome in genomes)
+        strategy.tell(genomes, [(1 / genome[0], CHEAP.cost(genome).ops) for genome in genomes])

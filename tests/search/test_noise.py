@@ -18,6 +18,7 @@ from bitnas.search import (
     non_dominated,
     run_search,
 )
+from bitnas.search.journal import read_journal
 from bitnas.search.loop import Candidate, front_of
 
 SPACE = WidthSpace((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 2)
@@ -194,6 +195,21 @@ def test_a_limit_that_nothing_meets_is_said(tmp_path):
             generations=2,
             limit=lambda metrics: "never",
         )
+
+
+def test_of_what_is_beyond_a_budget_the_fastest_is_named_with_the_way_out(tmp_path):
+    with Journal(tmp_path / "j.sqlite", meta={}) as journal, pytest.raises(SearchFailed) as failed:
+        run_search(
+            Evolution(SPACE, population=6, seed=0),
+            [Stage("latency", cost)],
+            [Objective("latency_us")],
+            journal,
+            generations=2,
+            limit=lambda metrics: f"its latency of {metrics['latency_us']:g} us is too long",
+        )
+    fastest = min(record.metrics["latency_us"] for record in read_journal(tmp_path / "j.sqlite")[1])
+    assert f"the fastest: its latency of {fastest:g} us is too long" in str(failed.value)
+    assert "(--latency-budget)" in str(failed.value)
 
 
 def test_the_result_so_far_is_given_after_each_generation(tmp_path):

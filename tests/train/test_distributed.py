@@ -105,6 +105,42 @@ def train_rich(folder: Path, name: str, stop_at: int | None = None, kill_after: 
     return {"history": history_of(history)}
 
 
+class Sometimes(nn.Module):
+    """One of its layers is in every third step only, and one in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.rare, self.never = nn.Linear(36, 3), nn.Linear(36, 3), nn.Linear(36, 3)
+        self.steps = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        x = x.flatten(1).to(self.net.weight.dtype)
+        return self.net(x) + self.rare(x) if self.steps % 3 == 1 else self.net(x)
+
+
+SOMETIMES = Recipe(epochs=3, batch_size=32, lr=0.05, schedule="constant", optimizer="adam", weight_decay=0.1)
+
+
+def train_sometimes(folder: Path) -> dict[str, Any]:
+    net = Sometimes().double()
+    fit(net, rows(), SOMETIMES, seed=3)
+    if distributed.process_count() > 1:
+        save_tensors(folder / f"sometimes{distributed.rank()}", net.state_dict(), {"format": "test"})
+    return {} if distributed.process_count() > 1 else net.state_dict()
+
+
+def add_gradients(folder: Path) -> dict[str, Any]:
+    """Of four parameters both processes have the first's gradient, one each the next two's, and none the last's."""
+    given = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
+    for number, parameter in enumerate(given[:3]):
+        if number in (0, 1 + distributed.rank()):
+            parameter.grad = torch.full((2,), 1.0 + distributed.rank())
+    total = distributed.GradientSum(given, 2)(torch.tensor([1.0, 2.0]))
+    return {"numbers": total.tolist(), "sums": [p.grad if p.grad is None else p.grad.tolist() for p in given]}
+
+
 class Together(nn.BatchNorm2d):
     """Waits for the other processes in each forward pass of training, as nn.SyncBatchNorm does, which wants GPUs."""
 
@@ -214,6 +250,19 @@ def test_two_processes_see_the_images_of_one_and_end_with_its_weights(tmp_path):
     for one, two in zip(history_of(history), found[0]["history"], strict=True):
         assert one == pytest.approx(two, abs=1e-4)
     assert found[0]["accuracy"] == [evaluate(net, rows(100))] * 2
+
+
+def test_a_gradient_that_no_process_has_stays_missing(tmp_path):
+    assert run(tmp_path, add_gradients) == [{"numbers": [2, 4], "sums": [[3, 3], [1, 1], [2, 2], None]}] * 2
+
+
+def test_two_processes_pass_over_the_parameters_that_one_passes_over(tmp_path):
+    alone = train_sometimes(tmp_path)
+    assert run(tmp_path, train_sometimes) == [{}, {}]
+    assert torch.equal(alone["never.weight"], Sometimes().double().never.weight)
+    for rank in range(2):
+        for name, value in tensors(tmp_path / f"sometimes{rank}").items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ splits of their own.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -18,7 +19,6 @@ from bitnas.methods.nasbnn import evaluate, trials
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig, preset
 from bitnas.methods.nasbnn.intervals import over_seeds, spread
 from bitnas.methods.run_folder import Progress
-from bitnas.methods.width.compare import Interval, outcome
 from bitnas.search import Stage
 from bitnas.search.space import Genome
 
@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "none": STRATEGIES,
 }
 GROUPS = ("smallest", "random", "biggest", "mean")
+_LEVEL = 0.05
 
 
 def ablation(
@@ -119,6 +120,8 @@ def ablation(
             if name != "all"
             for group in GROUPS
         ]
+        judgements = corrected([one for one in differences if one["group"] == "mean"])
+        differences = [one for one in differences if one["group"] != "mean"] + judgements
         return trials.write(
             folder,
             NAME,
@@ -129,7 +132,7 @@ def ablation(
                 "images": int(cell["images"]),
                 "variants": variants,
                 "differences": differences,
-                "verdicts": [verdict(one, len(numbers)) for one in differences if one["group"] == "mean"],
+                "verdicts": [verdict(one) for one in judgements],
                 "protocol": _protocol(first, subnets),
                 "settings": {"subnets": subnets},
                 "seconds": time.perf_counter() - start,
@@ -179,23 +182,61 @@ def _difference(
 ) -> dict[str, Any]:
     """All strategies minus the variant, paired over seeds."""
     runs = [a[group] - b[group] for a, b in zip(whole, without, strict=True)]
+    return {"variant": name, "group": group, **paired_runs(runs, ratio)}
+
+
+def paired_runs(runs: Sequence[float], ratio: float) -> dict[str, Any]:
+    """Differences over seeds: {"runs", "mean"}; of two or more also their 95 % interval ("low", "high") and the p of
+    the same corrected t test, two-sided.
+
+    Args:
+        runs: one for each seed.
+        ratio: of images that judge to those that train.
+    """
+    found: dict[str, Any] = {"runs": list(runs), "mean": statistics.fmean(runs)}
     interval = over_seeds(runs, ratio)
-    found: dict[str, Any] = {"variant": name, "group": group, "runs": runs, "mean": statistics.fmean(runs)}
-    if interval is not None:
-        found |= {"low": interval.low, "high": interval.high, "outcome": outcome(interval)}
+    if interval is None:
+        return found
+    from scipy.special import stdtr
+
+    error = math.sqrt(statistics.variance(runs) * (1 / len(runs) + ratio))
+    p = 2 * float(stdtr(len(runs) - 1, -abs(found["mean"]) / error)) if error else float(not found["mean"])
+    return {**found, "low": interval.low, "high": interval.high, "p": p}
+
+
+def corrected(differences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The differences that verdicts are given on, with the p that allows for their number (Holm 1979: at most 5 % of
+    such families hold a false one), "p_holm", and the "outcome": "better", "worse" or "undecided". Those of one seed,
+    which have no p, are left as they are.
+    """
+    found = [dict(one) for one in differences]
+    tested = sorted((one for one in found if "p" in one), key=lambda one: one["p"])
+    least = 0.0
+    for rank, one in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - rank) * one["p"]))
+        told = "better" if one["mean"] > 0 else "worse"
+        one |= {"p_holm": least, "tested": len(tested), "outcome": told if least <= _LEVEL else "undecided"}
     return found
 
 
-def verdict(difference: Mapping[str, Any], seeds: int) -> str:
-    """What a difference of all strategies to a variant allows to say."""
+def said(difference: Mapping[str, Any], what: str) -> str:
+    """The figures behind a verdict; `what` is the mean with its unit."""
+    low, high = 100 * difference["low"], 100 * difference["high"]
+    return (
+        f"{what}, 95 % interval {low:+.1f} to {high:+.1f}, {len(difference['runs'])} seeds, "
+        f"p {difference['p_holm']:.2g} among {difference['tested']} verdicts"
+    )
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """What a difference of all strategies to a variant, `corrected`, allows to say."""
     name, mean = difference["variant"], 100 * difference["mean"]
     what = "All strategies together" if name == "none" else name.removeprefix("without ")
     if "low" not in difference:
         return f"{what}: {mean:+.1f} points with one seed, which decides nothing."
-    interval = Interval(difference["mean"], difference["low"], difference["high"])
-    text = f"{mean:+.1f} points, 95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}, {seeds} seeds"
+    text = said(difference, f"{mean:+.1f} points")
     verb = "bring" if name == "none" else "brings"
-    match outcome(interval):
+    match difference["outcome"]:
         case "better":
             return f"{what} {verb} accuracy ({text})."
         case "worse":
@@ -214,4 +255,6 @@ def _protocol(config: NasBnnSearchConfig, subnets: int) -> list[str]:
         "not standardised",
         "interval: 95 %, t over the seeds of paired differences, corrected for images that their splits share (Nadeau "
         "and Bengio 2003)",
+        f"verdicts: of the mean over subnets, {len(VARIANTS) - 1} in all; their p is corrected for that (Holm 1979), "
+        "the intervals, each 95 % by itself, are not",
     ]

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from bitnas.methods import candidates, front_timing, run_folder
 from bitnas.methods.nasbnn import deploy, evaluate, trials
+from bitnas.methods.nasbnn.ablation import corrected, paired_runs, said
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
 from bitnas.methods.nasbnn.config import preset as subnet_preset
-from bitnas.methods.nasbnn.intervals import over_seeds, wilson
+from bitnas.methods.nasbnn.intervals import wilson
+from bitnas.methods.nasbnn.search import _stages, _times_candidates, _timing
 from bitnas.methods.nasbnn.search import search as search_subnets
 from bitnas.methods.run_folder import Progress
 from bitnas.methods.width import evaluate as width_evaluate
-from bitnas.methods.width.compare import Interval, outcome
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.methods.width.config import preset as width_preset
 from bitnas.methods.width.search import search as search_widths
 from bitnas.models.nasbnn import SubnetConfig
 from bitnas.search import Journal, RandomSearch, Stage, WorkerPool, Workers, run_search
-from bitnas.search.loop import front_of
-from bitnas.search.pareto import hypervolume_2d
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def against(
     seeds: int | Sequence[int] = 3,
     population: int = 12,
     generations: int = 4,
-    picks: int = 4,
+    picks: int = 12,
     epochs: int | None = None,
     fine_tune_epochs: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -65,7 +64,8 @@ def against(
         data: a data set `bitnas.data.load` knows.
         seeds: how many, from 0, or which.
         population, generations: of both searches; the random one judges as many subnets as the searched one did.
-        picks: networks of each front that are deployed, from the fastest to the most accurate.
+        picks: networks of each front that are deployed at most. A front is judged by all whom no faster one matches; of
+            more than `picks`, by those that dominate most on validation images.
         epochs: of training the widths from scratch; None for as many as the supernet and the fine-tuning have together.
         fine_tune_epochs: of the subnets; None for the recipe's.
         settings: of `NasBnnSearchConfig`, on top of the preset of the data set.
@@ -152,8 +152,10 @@ def _seed(
     widths = search_widths(widths_config, folder / "width", on_progress=notify)
     timed(WIDTHS, start)
 
-    picked = {SEARCHED: _edge(subnets.front, rules["picks"]), RANDOM: _edge(drawn, rules["picks"])}
-    ratios = _edge(widths.front, rules["picks"])
+    edges = {SEARCHED: _edge(subnets.front), RANDOM: _edge(drawn), WIDTHS: _edge(widths.front)}
+    corner = _corner([row for edge in edges.values() for row in edge])
+    picked = {name: _most(edge, rules["picks"], corner) for name, edge in edges.items()}
+    ratios = picked.pop(WIDTHS)
     rows = _trained(folder, subnets.config, widths_config, picked, ratios, rules, journal, pool, notify)
     specs = {row["name"]: {"subnet": row["subnet"]} if "subnet" in row else {"ratios": row["ratios"]} for row in rows}
     pool.stop()  # the machine to itself, for the timings
@@ -181,55 +183,85 @@ def _seed(
 
 
 def _random_front(folder: Path, config: NasBnnSearchConfig, count: int, notify: Progress) -> list[dict[str, Any]]:
-    """The front of as many random subnets as the search judged, measured in the same way."""
-    space, values = evaluate.search_space(config), config.to_dict()
-    reference = evaluate.reference(config)
-    meta = {"method": "nasbnn-random", "version": 1, "count": count, "config": config.identity()}
+    """The front of as many subnets as the search judged: the ends that it began with, the others random. They are
+    measured, rejected and, on the front, timed again as its own are.
+    """
+    space = evaluate.search_space(config)
+    ends = [genome for genome in dict.fromkeys((space.smallest, space.biggest)) if space.permits(genome)]
+    meta = {"method": "nasbnn-random", "version": 2, "count": count, "config": config.identity()}
+
+    def beyond(metrics: dict[str, float]) -> str | None:
+        return candidates.beyond_latency(config, metrics)
+
     with (
         Journal(folder / "random.sqlite", meta=meta) as journal,
         run_folder.open_pool(config, folder) as pool,
         run_folder.open_measurer(config) as measurer,
     ):
-        timing = front_timing.Timing(
-            settings=values,
-            one=evaluate.time_candidate,
-            together=evaluate.time_front,
-            alone=evaluate.time_alone,
-            reference=reference,
-            reference_key=evaluate.architecture_key(config, reference),
-            reference_name="the subnet of the middle choices",
-        )
-        stages = [
-            Stage("latency", evaluate.time_candidate, (values, timing.reference_us(journal, measurer)), parallel=False),
-            Stage("inherit", evaluate.evaluate_candidate, (values, str(folder / "nasbnn"))),
-        ]
+        timing = _timing(config)
+        reference_us = timing.reference_us(journal, measurer) if _times_candidates(config) else None
+        seed = candidates.derive_seed(config.seed, "random")
         result = run_search(
-            RandomSearch(space, population=count, seed=candidates.derive_seed(config.seed, "random")),
-            stages,
+            RandomSearch(space, population=count, seed=seed, initial=ends[:count]),
+            _stages(folder / "nasbnn", config, pool, reference_us),
             config.search_objectives(),
             journal,
             generations=1,
             pool=pool,
             measurer=measurer,
             key=lambda genome: space.subnet(genome).key(),
+            limit=beyond,
             on_progress=notify,
         )
-        front = front_of(result.candidates, config.front_objectives())
+        pool.stop()  # the machine to itself, for the timings
+        front = front_timing.timed_front(
+            result.candidates, config.front_objectives(), timing, journal, measurer, notify, beyond=beyond,
+            by_latency=config.needs_latency, budget=config.latency_budget,
+        )  # fmt: skip
     return [
         {"genome": list(one.genome), "subnet": space.subnet(one.genome).to_dict(), **one.metrics, "key": one.key}
         for one in front
     ]
 
 
-def _edge(front: Sequence[Mapping[str, Any]], picks: int) -> list[Mapping[str, Any]]:
-    """From the fastest of a front to the most accurate one, at about equal steps."""
+def _corner(networks: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The reference point of areas, us and error: `_ROOM` times the worst of the networks."""
+    error = min(1.0, _ROOM * max(1 - row["accuracy"] for row in networks) or 1.0)
+    return _ROOM * max(row["latency_us"] for row in networks), error
+
+
+def _edge(front: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a front those whom no faster one matches, from the fastest to the most accurate."""
     edge: list[Mapping[str, Any]] = []
     for row in sorted(front, key=lambda row: (row["latency_us"], -row["accuracy"])):
         if not edge or row["accuracy"] > edge[-1]["accuracy"]:
             edge.append(row)
-    count = min(picks, len(edge))
-    places = [len(edge) - 1] if count == 1 else [round(i * (len(edge) - 1) / (count - 1)) for i in range(count)]
-    return [edge[place] for place in dict.fromkeys(places)]
+    return edge
+
+
+def _most(edge: Sequence[Mapping[str, Any]], picks: int, corner: tuple[float, float]) -> list[Mapping[str, Any]]:
+    """The `picks` networks of an edge that together dominate most of the area up to a corner, exactly.
+
+    What one adds depends on the next faster one only, so the best of each size that end in a network follow from the
+    best of one less. An edge that dominates another one therefore never has less of it, however few are picked.
+    """
+    if len(edge) <= picks:
+        return list(edge)
+    width = [corner[0] - row["latency_us"] for row in edge]
+    error = [1 - row["accuracy"] for row in edge]
+    best: list[tuple[float, tuple[int, ...]]] = [
+        (width[last] * (corner[1] - error[last]), (last,)) for last in range(len(edge))
+    ]
+    for size in range(1, picks):
+        best = [
+            max(
+                (area + width[last] * (error[chosen[-1]] - error[last]), (*chosen, last))
+                for area, chosen in best
+                if chosen[-1] < last
+            )
+            for last in range(size, len(edge))
+        ]
+    return [edge[place] for place in max(best)[1]]
 
 
 def _trained(
@@ -346,35 +378,39 @@ def time_networks(
 
 
 def compared(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The area that each front dominates, by seed, and what the differences over seeds allow to say.
+    """The area under what each front offers (`_area`), by seed, and what the differences over seeds allow to say.
 
     The reference point is the same for all: `_ROOM` times the longest latency and the largest error of any network.
     Areas are shares of the rectangle between it and no error in no time.
 
     Returns:
         {"reference": {"latency_us", "accuracy"}, "areas": {"searched, inherited": [one for each seed], ...},
-        "comparisons": [{"first", "second", "runs", "mean", "low", "high", "outcome", "verdict"}]}.
+        "comparisons": [{"first", "second", "runs", "mean", "low", "high", "p", "p_holm", "outcome", "verdict"}]}.
     """
     every = [row for seed in seeds for row in seed["networks"]]
-    reference = (
-        _ROOM * max(row["latency_us"] for row in every),
-        min(1.0, _ROOM * max(1 - row["accuracy"] for row in every) or 1.0),
-    )
+    reference = _corner(every)
     names = list(dict.fromkeys((row["method"], row["training"]) for row in every))
 
     def area(seed: Mapping[str, Any], name: tuple[str, str]) -> float:
-        points = [
-            (row["latency_us"], 1 - row["accuracy"])
-            for row in seed["networks"]
-            if (row["method"], row["training"]) == name
-        ]
-        return hypervolume_2d(points, reference) / (reference[0] * reference[1])
+        rows = [row for row in seed["networks"] if (row["method"], row["training"]) == name]
+        return _area(rows, reference) / (reference[0] * reference[1])
 
     areas = {name: [area(seed, name) for seed in seeds] for name in names}
     pairs = [((SEARCHED, kind), (RANDOM, kind)) for kind in (INHERITED, TUNED)]
     pairs += [((SEARCHED, kind), (WIDTHS, SCRATCH)) for kind in (INHERITED, TUNED)]
     ratio = statistics.fmean(seed["test_images"] / seed["train_images"] for seed in seeds)
-    comparisons = [_comparison(a, b, areas[a], areas[b], ratio) for a, b in pairs if a in areas and b in areas]
+    comparisons = corrected(
+        [
+            {
+                "first": list(a),
+                "second": list(b),
+                **paired_runs([x - y for x, y in zip(areas[a], areas[b], strict=True)], ratio),
+            }
+            for a, b in pairs
+            if a in areas and b in areas
+        ]
+    )
+    comparisons = [{**one, "verdict": _verdict(one)} for one in comparisons]
     return {
         "reference": {"latency_us": reference[0], "accuracy": 1 - reference[1]},
         "areas": {", ".join(name): values for name, values in areas.items()},
@@ -383,26 +419,28 @@ def compared(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _comparison(
-    first: tuple[str, str], second: tuple[str, str], a: Sequence[float], b: Sequence[float], ratio: float
-) -> dict[str, Any]:
-    runs = [x - y for x, y in zip(a, b, strict=True)]
-    interval = over_seeds(runs, ratio)
-    found: dict[str, Any] = {"first": list(first), "second": list(second), "runs": runs, "mean": statistics.fmean(runs)}
-    if interval is not None:
-        found |= {"low": interval.low, "high": interval.high, "outcome": outcome(interval)}
-    return found | {"verdict": _verdict(first, second, runs, interval)}
+def _area(rows: Sequence[Mapping[str, Any]], reference: tuple[float, float]) -> float:
+    """Under the step function of what a user gets: within each latency, the test accuracy of the network that is best
+    on validation images. The best on test images would flatter a front for having many members."""
+    ordered = sorted(rows, key=lambda row: (row["latency_us"], -row["search_accuracy"]))
+    ends = [*(row["latency_us"] for row in ordered[1:]), reference[0]]
+    total, chosen = 0.0, ordered[0]
+    for row, end in zip(ordered, ends, strict=True):
+        if row["search_accuracy"] > chosen["search_accuracy"]:
+            chosen = row
+        total += (end - row["latency_us"]) * (chosen["accuracy"] - 1 + reference[1])
+    return total
 
 
-def _verdict(first: tuple[str, str], second: tuple[str, str], runs: Sequence[float], interval: Interval | None) -> str:
+def _verdict(comparison: Mapping[str, Any]) -> str:
     names = {SEARCHED: "searched subnets", RANDOM: "random subnets", WIDTHS: "searched widths"}
-    one, other = (f"{names[method]} ({training})" for method, training in (first, second))
+    one, other = (f"{names[method]} ({training})" for method, training in (comparison["first"], comparison["second"]))
     one = one[0].upper() + one[1:]
-    mean = f"{100 * statistics.fmean(runs):+.1f} % of the area"
-    if interval is None:
+    mean = f"{100 * comparison['mean']:+.1f} % of the area"
+    if "low" not in comparison:
         return f"{one} against {other}: {mean} with one seed, which decides nothing."
-    text = f"{mean}, 95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}, {len(runs)} seeds"
-    match outcome(interval):
+    text = said(comparison, mean)
+    match comparison["outcome"]:
         case "better":
             return f"{one} have the better front than {other} ({text})."
         case "worse":
@@ -414,14 +452,19 @@ def _protocol(config: NasBnnSearchConfig, rules: Mapping[str, Any], lr: float) -
     return [
         "each seed has a split of its own; its test part is used once, for the networks of the three fronts",
         f"searched: NSGA-II over accuracy, OPs and measured latency, {rules['population']} x {rules['generations']} "
-        "subnets; random: as many subnets of the same supernet, uniform within the same window of OPs; widths: the "
-        "search of Shen et al. 2019's space with as many evaluations, over the same objectives",
-        f"of each front up to {rules['picks']} networks, from the fastest to the most accurate on validation images",
+        "subnets; random: as many subnets of the same supernet, drawn at random within the same window of OPs; widths: "
+        "the search of Shen et al. 2019's space with as many evaluations, over the same objectives",
+        "searched and random subnets begin with the smallest and the biggest one where these are within the window; "
+        "the front of each is timed again, its members in turns, and what is then dominated leaves it",
+        "of each front every network that no faster one matches on validation images; of more than "
+        f"{rules['picks']} those {rules['picks']} that dominate most there",
         f"subnets: as inherited (the supernet: {trials.recipe_of(config).epochs} epochs on the train part), and "
         f"fine-tuned {rules['fine_tune_epochs']} epochs (lr {lr:g}) on all images outside the test part; widths: from "
         f"scratch, {rules['epochs']} epochs on all images outside the test part",
         f"latency: all networks of a seed frozen and timed in turns in one process, batch {config.latency_batch}, "
         f"{config.latency_threads} thread",
-        "area: what a front dominates between no error in no time and the reference point, as a share; interval: 95 %, "
+        "area: under the test accuracy of the network that validation images choose within each latency, between no "
+        "error in no time and the reference point, as a share; interval: 95 %, "
         "t over the seeds of paired differences, corrected for shared images (Nadeau and Bengio 2003)",
+        "verdicts: four, and their p is corrected for that (Holm 1979); the intervals, each 95 % by itself, are not",
     ]

@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, load
 from bitnas.search.pareto import Objective
@@ -43,6 +43,7 @@ STRATEGIES: dict[str, bool | float] = {
 _EXECUTION = ("workers",)
 
 MEASURED, TABLE = "measured", "table"
+CALIBRATION = (10, 2048)  # batches, and images in each
 MOST_CALIBRATION = 100  # batches that batch-norm statistics can be means over
 
 
@@ -112,8 +113,8 @@ class NasBnnSearchConfig:
     latency_threads: int = 1
     latency_source: str = MEASURED
     latency_table: str | None = None
-    calibration_batches: int = 10
-    calibration_size: int = 2048
+    calibration_batches: int = CALIBRATION[0]
+    calibration_size: int = CALIBRATION[1]
     accuracy_tolerance: float = 0.0
     latency_tolerance: float = 0.02
     train_fraction: float = 0.6
@@ -365,8 +366,72 @@ def preset(data: str, **settings: Any) -> NasBnnSearchConfig:
     """The settings for a data set: its preset, under those given here.
 
     A data set is known by its name, or by the stem of a file's or folder's path, without the number of images per class
-    that may follow it. One without a preset gets the paper's settings. `space` may be a name of `DESCRIPTIONS` or a
-    JSON file; what it says is kept, so that a later edit of the file changes nothing.
+    that may follow it. One without a preset is read: `fitting` chooses by its images, the window of OPs is all that the
+    space holds for them, and 80 buckets fill it. `space` may be a name of `DESCRIPTIONS` or a JSON file; what it says
+    is kept, so that a later edit of the file changes nothing.
     """
-    name = Path(data.partition(":")[0]).stem
-    return NasBnnSearchConfig(**{"data": data, **PRESETS.get(name, {}), **settings})
+    if _known(data) in PRESETS:
+        return NasBnnSearchConfig(**{"data": data, **PRESETS[_known(data)], **settings})
+    return NasBnnSearchConfig(**{"data": data, **_measured(data, settings), **settings})
+
+
+def fitting(data: str, input_size: Sequence[int], images: int) -> dict[str, Any]:
+    """The preset of a data set, or settings by the side of its images and by how many there are to train on.
+
+    `space` and `recipe` are always among them. Without a preset the side gives the space and how long a search is; a
+    recipe is for so many images that an epoch has 16 steps of it, and no more images are asked for than there are.
+    """
+    name = _known(data)
+    if name in PRESETS:
+        return {"space": "imagenet", "recipe": "nasbnn-imagenet", **PRESETS[name]}
+    kinds = list(_FITTING)
+    kind = next((kind for kind in kinds if min(input_size[1:]) <= _FITTING[kind].side), kinds[-1])
+    reachable = [kind for kind in kinds[: kinds.index(kind) + 1] if images >= _FITTING[kind].images]
+    chosen = fitting(kind, input_size, images)
+    size = min(chosen.get("calibration_size", CALIBRATION[1]), images)
+    return {
+        **{name: chosen[name] for name in _BY_SIDE if name in chosen},
+        "recipe": fitting(reachable[-1] if reachable else kinds[0], input_size, images)["recipe"],
+        "calibration_batches": min(chosen.get("calibration_batches", CALIBRATION[0]), max(1, images // size)),
+        "calibration_size": size,
+    }
+
+
+class _Fitting(NamedTuple):
+    """What a preset's settings are for: images up to this side, and its recipe this many images and more."""
+
+    side: float
+    images: int
+
+
+_FITTING = {"digits": _Fitting(28, 0), "cifar10": _Fitting(64, 16 * 128), "imagenet": _Fitting(math.inf, 16 * 512)}
+_BY_SIDE = ("space", "population", "generations", "mutations", "crossovers", "latency_batch")
+_BUCKETS = 80  # as many as the paper's window holds
+
+
+def _known(data: str) -> str:
+    """What a data set is called in `PRESETS`."""
+    return Path(data.partition(":")[0]).stem
+
+
+def _measured(data: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for a data set without a preset, where those given leave them open."""
+    from bitnas.methods import candidates
+    from bitnas.methods.nasbnn.space import SubnetSpace
+
+    window = ("ops_low", "ops_high", "bucket")
+    # Whatever is wrong with what was given is said before anything is read.
+    checked = NasBnnSearchConfig(**{"data": data, **{k: v for k, v in settings.items() if k not in window}})
+    source = candidates.load_data(data, checked.seed)
+    split = candidates.split_data(data, checked.seed, checked.train_fraction, checked.val_fraction)
+    found = fitting(data, source.input_size, len(split.train))
+    chosen = checked.space if "space" in settings else found["space"]
+    space = SubnetSpace(_space(chosen).for_data(source.input_size, source.num_classes))
+    least, most = (float(space.cost(genome).ops) for genome in (space.smallest, space.biggest))
+    # To three digits, outward.
+    unit = 10.0 ** (math.floor(math.log10(most)) - 2)
+    low = settings.get("ops_low", math.floor(least / unit) * unit)
+    high = settings.get("ops_high", (math.floor(most / unit) + 1) * unit)
+    numbers = all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high))
+    bucket = {"bucket": float(f"{(high - low) / _BUCKETS:.2g}")} if numbers and low < high else {}
+    return {**found, "ops_low": low, "ops_high": high, **bucket}

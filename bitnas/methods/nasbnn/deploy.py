@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_json_atomic, write_json_checked
+from bitnas.files import CorruptFileError, write_json_atomic, write_json_checked
 from bitnas.methods import candidates, run_folder
 from bitnas.methods.nasbnn import evaluate, trials
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from bitnas.train import Recipe
 
 NETWORKS = "networks"
-TRAINED_FORMAT = "bitnas-trained-1"
 VERIFIED_IMAGES = 1000  # at most so many, each layer's every integer compared
 INHERITED, TUNED = "inherited", "fine-tuned"
 
@@ -58,7 +57,8 @@ def deploy(
     """Deploy subnets of the front of a finished search, and write `study.json`; goes on where it was stopped.
 
     In the folder `networks` lie, for each subnet, the frozen network of either training (`A-inherited.safetensors`,
-    `bitnas.load`), in `networks/float` what it was frozen from, and the architecture (`A.json`, `bitnas.create_model`).
+    `bitnas.load`), in `networks/float` what it was frozen from (`bitnas.load_model`), and the architecture (`A.json`,
+    `bitnas.create_model`). Both trainings of a subnet have one latency: weights decide no step.
 
     Args:
         out: the run folder.
@@ -115,10 +115,14 @@ def deploy(
                 }
             )
         pool.stop()  # the machine to itself, for the timings
+        deployable = [pick for pick in chosen if any(records[key].ok for key, own in keys.items() if own[0] is pick)]
+        timings = _time(config, deployable, journal)
         rows, right = [], {}
         for (key, (pick, kind)), given in zip(keys.items(), arguments, strict=True):
             if records[key].ok:
-                row, right[pick.name, kind] = _finish(folder, config, pick, kind, recipe, records[key], given, journal)
+                row, right[pick.name, kind] = _finish(
+                    folder, config, pick, kind, recipe, records[key], given, timings[pick.name]
+                )
                 rows.append(row)
                 notify({"event": "study_network", **row})
         claims = _claims(chosen, right, {keys[key][0].name: r for key, r in records.items() if not r.ok}, recipe)
@@ -173,6 +177,7 @@ def train_pick(
         accuracy on the test part (fraction), correct, tested.
     """
     from bitnas import train
+    from bitnas.models import save_model
 
     config = NasBnnSearchConfig.from_dict(settings)
     own, subnet = trials.parts(config), evaluate.search_space(config, window=False).subnet(genome)
@@ -182,7 +187,7 @@ def train_pick(
     if kind == TUNED and recipe is not None:
         seed = candidates.derive_seed(config.seed, "fine-tune", subnet.key())
         train.fit(model, data, train.Recipe.from_dict(recipe), seed=seed)
-    save_tensors(path, model.state_dict(), {"format": TRAINED_FORMAT, **_trained_as(config, subnet, kind, recipe)})
+    save_model(model, path, _trained_as(config, subnet, kind, recipe))
     right = trials.predictions(model, own.test)
     candidates.release_memory()
     return {"accuracy": sum(right) / len(right), "correct": float(sum(right)), "tested": float(len(right))}
@@ -202,16 +207,19 @@ def _trained_as(
 
 def load_trained(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> nn.Module:
     """The network that `train_pick` wrote, in evaluation mode. CorruptFileError for another one."""
-    tensors, metadata = load_tensors(path, expected_format=TRAINED_FORMAT)
-    if any(metadata.get(name) != value for name, value in wanted.items()):
+    from bitnas.models.saved import load_with_facts
+
+    model, facts = load_with_facts(path)
+    if any(facts.get(name) != value for name, value in wanted.items()):
         raise CorruptFileError(path, "holds another network than the study's, or one trained otherwise")
-    model = trials.make_network(SubnetConfig.from_dict(wanted["network"]), 0)
-    model.load_state_dict(tensors)
-    return model.eval()
+    return model
 
 
-def time_pick(genome: Genome, settings: dict[str, Any], wanted: dict[str, Any], path: str) -> dict[str, float]:
-    """Latency of the network at `path`, frozen and as its float twin, in us per batch; see `width.timing.time_pair`."""
+def time_pick(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
+    """Latency of the subnet, frozen and as its float twin, in us per batch; see `width.timing.time_pair`.
+
+    The kernels take the same time whatever the bits are, so its weights are random.
+    """
     import torch
 
     from bitnas.cost import count
@@ -221,12 +229,21 @@ def time_pick(genome: Genome, settings: dict[str, Any], wanted: dict[str, Any], 
     from bitnas.packed import freeze
 
     config = NasBnnSearchConfig.from_dict(settings)
-    model = load_trained(path, wanted)
+    subnet = evaluate.search_space(config, window=False).subnet(genome)
+    model = trials.make_network(subnet, 0).eval()
     layers = [layer.name for layer in count(model, rule="mac").layers if layer.macs]
     data = candidates.load_data(config.data, config.seed)
     x = data.take(torch.arange(config.latency_batch) % len(data))
     with exclusive(), thread_count(config.latency_threads):
         return time_pair(model, freeze(model), x, layers, seconds=candidates.FRONT_SECONDS)
+
+
+def _time(config: NasBnnSearchConfig, picks: Sequence[Pick], journal: Journal) -> dict[str, Mapping[str, float]]:
+    """What `time_pick` says of each subnet, by the name of its pick; nothing of one whose timing failed."""
+    names = {pick.subnet.key(): pick.name for pick in picks}
+    stage = Stage("study-latency", time_pick, (config.to_dict(),), parallel=False)
+    tasks = [(pick.subnet.key(), pick.genome) for pick in picks]
+    return {names[record.key]: record.metrics for record, _ in run_tasks(tasks, stage, journal, WorkerPool(0))}
 
 
 def _finish(
@@ -237,9 +254,9 @@ def _finish(
     recipe: Recipe | None,
     record: Record,
     arguments: tuple[Any, ...],
-    journal: Journal,
+    timing: Mapping[str, float],
 ) -> tuple[dict[str, Any], list[bool]]:
-    """Freeze, verify, save and time one network; its row, and which test images the frozen network has right."""
+    """Freeze, verify and save one network; its row, and which test images the frozen network has right."""
     from bitnas import packed
     from bitnas.cost import count
 
@@ -258,8 +275,6 @@ def _finish(
     packed.save(frozen, file)
     architecture = folder / NETWORKS / f"{pick.name}.json"
     write_json_atomic(architecture, pick.subnet.to_dict())
-    stage = Stage("study-latency", time_pick, (config.to_dict(), wanted, str(path)), parallel=False)
-    timing = next(run_tasks([(_key(pick, kind, recipe), pick.genome)], stage, journal, WorkerPool(0)))[0].metrics
     right = trials.predictions(frozen, own.test)
     accuracy = wilson(sum(right), len(right))
     counted = count(model, rule="nasbnn")
@@ -334,6 +349,7 @@ def _protocol(config: NasBnnSearchConfig, recipe: Recipe | None) -> dict[str, An
         "val_images": len(trials.parts(config).val),
         "accuracy": "of the frozen network on the test part, which neither supernet nor search has seen",
         "interval": "95 %: Wilson's of an accuracy, Agresti and Min's (2005) of a difference on the same images",
+        "latency": "of the subnet, whatever its weights, in turns with its float twin",
         "float twin": "the same network in float32, batch norm fused, ReLU in place of the signs",
     }
 

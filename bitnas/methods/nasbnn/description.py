@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MOST_PARAMETERS = 10**9  # 15 times the paper's; training holds 16 bytes for each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -110,8 +112,51 @@ class Description:
             before = stage.channels
 
     def for_data(self, input_size: Sequence[int], num_classes: int) -> Description:
-        """The same choices for other images and classes."""
-        return dataclasses.replace(self, input_size=tuple(input_size), num_classes=num_classes)  # type: ignore[arg-type]
+        """The same choices for other images and classes.
+
+        Raises ValueError naming the field where a kernel spans more than two of a stage's maps and a pixel, or where
+        the biggest network is too big to be trained.
+        """
+        made = dataclasses.replace(self, input_size=tuple(input_size), num_classes=num_classes)  # type: ignore[arg-type]
+        try:
+            made._check_kernels()
+            made._check_parameters()
+        except ValueError as error:
+            size = " x ".join(map(str, made.input_size))
+            raise ValueError(f"space {self.name} on images of {size}: {error}") from error
+        return made
+
+    def _check_kernels(self) -> None:
+        side = -(-max(self.input_size[1:]) // self.stem_stride)
+        for number, stage in enumerate(self.stages):
+            if max(stage.kernels) > 2 * side + 1:
+                raise ValueError(
+                    f"stages[{number}].kernels: got {max(stage.kernels)} on maps of side {side}, wanted at most "
+                    f"{2 * side + 1}: beyond that they grow into padding only"
+                )
+            side = -(-side // stage.stride)
+
+    def _check_parameters(self) -> None:
+        """Weights of the biggest network with the matrices that make kernels of each other; the rest is small."""
+        before = max(self.stem)
+        parameters = {"stem": 9 * self.input_size[0] * before}
+        for number, stage in enumerate(self.stages):
+            most, depth = max(stage.channels), max(stage.depths)
+            taps, chosen = max(stage.kernels) ** 2, min(stage.groups)
+            where = f"stages[{number}]"
+            parameters[f"{where}.channels"] = sum(
+                blocks * (taps * entering**2 // chosen + entering * most // stage.groups_1x1)
+                for blocks, entering in ((1, before), (depth - 1, most))
+            )
+            parameters[f"{where}.kernels"] = depth * sum(kernel**4 for kernel in stage.kernels)
+            before = most
+        parameters["num_classes"] = self.num_classes * (before + 1)
+        total, field = sum(parameters.values()), max(parameters, key=lambda name: parameters[name])
+        if total > MOST_PARAMETERS:
+            raise ValueError(
+                f"{field}: they bring most of the {total:.3g} parameters of the biggest network, wanted at most "
+                f"{MOST_PARAMETERS:.3g} in all"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as a space file holds them."""
@@ -125,7 +170,7 @@ class Description:
         stages = fields["stages"]
         if isinstance(stages, str) or not isinstance(stages, Sequence):
             raise TypeError(f"stages: got {stages!r}, wanted a list of objects")
-        fields["stages"] = tuple(Stage(**_checked_fields(f"stages[{i}]", Stage, s)) for i, s in enumerate(stages))
+        fields["stages"] = tuple(_stage(f"stages[{number}]", values) for number, values in enumerate(stages))
         return cls(**fields)
 
     def key(self) -> str:
@@ -148,6 +193,14 @@ def load(name: str | os.PathLike[str]) -> Description:
         return Description.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not a search space: {error}") from error
+
+
+def _stage(where: str, values: Any) -> Stage:
+    fields = _checked_fields(where, Stage, values)
+    try:
+        return Stage(**fields)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{where}.{error}") from error
 
 
 def _checked_fields(what: str, cls: type, values: Any) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from bitnas.methods.width.compare import Interval
 
+_DEGREES = 6  # of a regression, at most
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
@@ -63,6 +65,62 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic)
+
+
+class Beside(NamedTuple):
+    """Kendall's tau of two series once a third is taken out of both, with its two-sided p-value."""
+
+    tau: float
+    p: float
+
+
+def kendall_beside(
+    a: Sequence[float], b: Sequence[float], known: Sequence[float], *, repeats: int = 2000, seed: int = 0
+) -> Beside | None:
+    """Does `a` rank `b` beside what `known` says of both? Both are taken as what a smooth regression on `known` leaves:
+    a polynomial of the degree that predicts left-out items best, the higher of the two for both. p is the share of
+    permutations of what is left of `a`, the regression taken out anew, that rank as well (Freedman and Lane 1983).
+
+    Kendall's partial tau would not do: of independent noise about a common trend it is not 0.
+
+    Returns:
+        None of fewer than ten items, of a constant series, or where the regression explains all of one.
+    """
+    if not len(a) == len(b) == len(known):
+        raise ValueError(f"a, b, known: got {len(a)}, {len(b)} and {len(known)} values, wanted as many in each")
+    import numpy as np
+
+    count, most = len(known), min(_DEGREES, len(set(known)) - 1)
+    if count < 10 or most < 1 or len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    place = np.asarray(known, dtype=float)
+    powers = np.polynomial.chebyshev.chebvander(2 * (place - place.min()) / np.ptp(place) - 1, most)
+    bases = [np.linalg.qr(powers[:, : degree + 1])[0] for degree in range(1, most + 1)]
+    series = [np.asarray(values, dtype=float) / np.ptp(values) for values in (a, b)]
+
+    def left_out(basis: Any, values: Any) -> float:
+        """Mean square error of each item's prediction by the others."""
+        taken = np.maximum(1 - (basis**2).sum(1), 1e-9)
+        return float((((values - basis @ (basis.T @ values)) / taken) ** 2).mean())
+
+    basis = max((min(bases, key=lambda one: left_out(one, values)) for values in series), key=lambda one: one.shape[1])
+
+    def rest(values: Any) -> Any:
+        return values - basis @ (basis.T @ values)
+
+    def order(values: Any) -> Any:
+        return np.sign(np.subtract.outer(values, values).round(12))  # equal values stay equal
+
+    first, second = (rest(values) for values in series)
+    one, other = order(first), order(second)
+    scale = math.sqrt(float((one**2).sum()) * float((other**2).sum()))
+    if not scale:
+        return None
+    tau = float((one * other).sum()) / scale
+    rng = np.random.default_rng(seed)
+    shuffled = (order(rest(first[rng.permutation(count)])) for _ in range(repeats))
+    as_well = sum(abs(float((each * other).sum())) >= abs(tau) * scale - 0.5 for each in shuffled)
+    return Beside(tau, (as_well + 1) / (repeats + 1))
 
 
 def bootstrap(

@@ -1,7 +1,8 @@
 """Do inherited weights rank subnets as training them alone does? Nothing in a search by a supernet holds otherwise.
 
-Beside the answer stand what it must be judged by: how well OPs alone rank the same subnets, and how well one training
-from scratch ranks them like another, which no ranking can surpass.
+Beside the answer stands what it must be judged by: how well OPs alone rank the same subnets, what inherited weights
+know beside OPs, and how well one training from scratch ranks them like another. The last is a reference and no bound:
+two noisy trainings agree less with each other than either does with a ranking without noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from bitnas.methods import candidates
 from bitnas.methods.nasbnn import evaluate, trials
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig, preset
-from bitnas.methods.nasbnn.intervals import bootstrap, kendall, spearman, spread
+from bitnas.methods.nasbnn.intervals import bootstrap, kendall, kendall_beside, spearman, spread
 from bitnas.methods.run_folder import Progress
 from bitnas.methods.width.compare import Interval
 from bitnas.search import Stage
@@ -85,7 +86,7 @@ def ranking(
             "ranking_alone", [(task, genomes[key]) for task, key, _ in tasks], Stage("alone", train_alone), journal,
             pool, notify, [(values, epochs, repeat) for _, _, repeat in tasks],
         )  # fmt: skip
-        rows = []
+        rows: list[dict[str, Any]] = []
         for key, genome in genomes.items():
             subnet, own = space.subnet(genome), space.cost(genome)
             trained = [alone[f"{key}/{epochs}/{repeat}"] for repeat in range(repeats)]
@@ -116,7 +117,8 @@ def ranking(
                 "images": int(first["val_images"] + first["test_images"]),
                 "correlations": found,
                 "verdicts": verdicts(found),
-                "protocol": _protocol(config, subnets, repeats, epochs),
+                "largest_gap": trials.largest_gap([row["ops"] for row in rows]),
+                "protocol": _protocol(config, subnets, repeats, epochs, rows),
                 "settings": given,
                 "seconds": time.perf_counter() - start,
             },
@@ -154,10 +156,11 @@ def correlations(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, se
     Returns:
         inherited, ops: tau with the mean accuracy after training alone, with Spearman's rho beside;
         inherited_once: tau with a single training alone, mean over the repeats;
-        repeats: tau between two trainings alone, mean over their pairs: what `inherited_once` could reach at best;
+        repeats: tau between two trainings alone, mean over their pairs: a reference for `inherited_once`, no bound;
         beyond_ops: tau of inherited minus tau of OPs, over the same resamplings;
-        partial: Kendall's partial tau of inherited accuracy and mean accuracy alone, given OPs: what inherited weights
-            know of subnets beside their size;
+        beside_ops: tau of inherited accuracy and mean accuracy alone once a smooth function of log OPs is taken out of
+            both, with the p-value of permutations in place of an interval: what inherited weights know of subnets
+            beside their size (`intervals.kendall_beside`);
         disjoint: tau between inherited accuracy on the validation and mean accuracy alone on the test images.
     """
     alone = [row["alone"] for row in rows]
@@ -178,26 +181,20 @@ def correlations(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, se
         first, second = tau(own, alone)(chosen), tau(ops, alone)(chosen)
         return None if first is None or second is None else first - second
 
-    def partial(chosen: Sequence[int]) -> float | None:
-        pairs = [tau(a, b)(chosen) for a, b in ((own, alone), (own, ops), (alone, ops))]
-        if any(value is None or abs(value) == 1 for value in pairs[1:]) or pairs[0] is None:
-            return None
-        both, first, second = (value or 0.0 for value in pairs)
-        return (both - first * second) / math.sqrt((1 - first**2) * (1 - second**2))
-
     wanted = {
         "inherited": tau(own, alone),
         "ops": tau(ops, alone),
         "inherited_once": mean([tau(own, run) for run in runs]),
         "repeats": mean([tau(a, b) for a, b in itertools.combinations(runs, 2)]),
         "beyond_ops": beyond,
-        "partial": partial,
         "disjoint": tau([row["inherited_val"] for row in rows], [row["alone_test"] for row in rows]),
     }
     found = {
         name: _interval(bootstrap(statistic, len(rows), repeats=resamples, seed=seed))
         for name, statistic in wanted.items()
     }
+    beside = kendall_beside(own, alone, [math.log(value) for value in ops], repeats=resamples, seed=seed)
+    found["beside_ops"] = None if beside is None else {"mean": beside.tau, "p": beside.p}
     for name, values in (("inherited", own), ("ops", ops)):
         if (one := found[name]) is not None:
             one["spearman"] = spearman(values, alone)
@@ -206,7 +203,7 @@ def correlations(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, se
 
 def verdicts(found: Mapping[str, Any]) -> list[str]:
     """What the correlations allow to say."""
-    own, beyond, once, ceiling = (found[name] for name in ("inherited", "beyond_ops", "inherited_once", "repeats"))
+    own, beyond, once, agreement = (found[name] for name in ("inherited", "beyond_ops", "inherited_once", "repeats"))
     if own is None:
         return ["All subnets are equally accurate, so nothing can be ranked."]
     text = f"tau {own['mean']:.2f}, 95 % interval {own['low']:.2f} to {own['high']:.2f}"
@@ -224,30 +221,41 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
             said.append(f"OPs alone rank better than it does ({text}).")
         else:
             said.append(f"Whether it ranks better than OPs alone do cannot be told ({text}).")
-    if (rest := found["partial"]) is not None:
-        text = f"partial tau {rest['mean']:.2f}, {rest['low']:.2f} to {rest['high']:.2f}"
-        knows = "knows" if rest["low"] > 0 else "cannot be told to know"
+    if (rest := found["beside_ops"]) is not None:
+        text = f"tau {rest['mean']:+.2f} of what a smooth function of OPs leaves of both, p {_p(rest['p'])}"
+        knows = "knows" if rest["p"] <= 0.05 and rest["mean"] > 0 else "cannot be told to know"
         said.append(f"Beside their OPs it {knows} what tells subnets apart ({text}).")
-    if once is not None and ceiling is not None:
+    if once is not None and agreement is not None:
         said.append(
-            f"Against a single training alone its tau is {once['mean']:.2f}; two trainings alone agree with "
-            f"{ceiling['mean']:.2f}, which is the most that could be expected."
+            f"Against a single training alone its tau is {once['mean']:.2f}, against their mean {own['mean']:.2f}; two "
+            f"trainings alone agree with {agreement['mean']:.2f}, a reference and no bound, since both are noisy."
         )
     return said
 
 
-def _protocol(config: NasBnnSearchConfig, subnets: int, repeats: int, epochs: int) -> list[str]:
+def _protocol(
+    config: NasBnnSearchConfig, subnets: int, repeats: int, epochs: int, rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    ops = [row["ops"] for row in rows]
+    equal = (max(ops) / min(ops)) ** (1 / (len(ops) - 1))
     return [
         f"one supernet, {trials.recipe_of(config).epochs} epochs on the train part; its subnets inherit weights, and "
         "batch norm is measured anew on train images",
-        f"{subnets} subnets, the smallest, the biggest and others near equal steps of log OPs between them",
+        f"{subnets} subnets, the smallest, the biggest and others drawn at equal steps of log OPs between them: OPs of "
+        f"neighbours differ at most by a factor of {trials.largest_gap(ops):.3f}, where equal steps are {equal:.3f}",
         f"each is also trained from scratch {repeats} times, {epochs} epochs of the same recipe on the same images, "
         "with labels instead of a teacher",
         "accuracy: on all images outside the train part, the same for both; `disjoint` takes the validation part for "
         "inherited accuracy and the test part for training alone",
         "intervals: 95 %, percentiles of 2,000 resamplings of the subnets; they hold for subnets spread like these, "
         "whose range of OPs is the whole space",
+        "beside OPs: a polynomial in log OPs, of the degree that predicts left-out subnets best, is taken out of both "
+        "accuracies; p is two-sided, of 2,000 permutations of what is left, and 0.05 is asked for",
     ]
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _interval(found: Interval | None) -> dict[str, Any] | None:

@@ -64,7 +64,7 @@ def search(
             "supernet_start" (epochs), "supernet_step" (epoch, step, steps), "supernet_epoch" (epoch, epochs, loss,
             accuracy, seconds), "supernet_end" (accuracy or None, given);
             "generation_start", "evaluated", "generation_end", as `bitnas.search.run_search` describes them;
-            "warning" (message);
+            "warning" (message), also where a generation comes short because nothing more was found in the window;
             "front_timing" (networks): the front is now measured whole, its members in turns;
             "search_end" (evaluated, failed, rejected, front).
 
@@ -129,8 +129,12 @@ def search(
                     {"source": config.latency_source if config.needs_latency else None, "table_check": table},
                     lambda found: {"archive": _archive(strategy, found.candidates)},
                 ).write,
-                on_progress=notify,
+                on_progress=_telling_of_few(config, notify),
             )
+            if len(result.history) < config.generations:
+                message = f"the search ended after {len(result.history)} of {config.generations} generations: it found "
+                message += f"no more subnets {_window(config)} that it had not asked for"
+                notify({"event": "warning", "message": message})
             pool.stop()  # the machine to itself, for the timings
             if not members(result.candidates):
                 raise SearchFailed(f"no subnet {_window(config)} could be measured; see {folder / run_folder.SUMMARY}")
@@ -237,16 +241,33 @@ def _check(folder: Path, config: NasBnnSearchConfig, supernet: str | os.PathLike
 
 
 def _check_window(config: NasBnnSearchConfig) -> None:
-    """Refuse a window of OPs that nothing was found in: a search there would judge the smallest and the biggest."""
+    """Refuse a window of OPs without a subnet: a search there would judge the smallest and the biggest."""
     space = evaluate.search_space(config)
     try:
         space.random(Random(config.seed))
-    except ValueError:
+    except ValueError as error:
         least, most = (float(space.cost(genome).ops) / 1e6 for genome in (space.smallest, space.biggest))
         raise ValueError(
-            f"ops_low, ops_high: no subnet {_window(config)} was found; space {space.description.name} on "
-            f"{config.data} holds {least:.4g} to {most:.4g} M"
+            f"ops_low, ops_high (--ops-window LOW,HIGH): no subnet {_window(config)} was found; space "
+            f"{space.description.name} on {config.data} holds {least:.4g} to {most:.4g} M ({error})"
         ) from None
+
+
+def _telling_of_few(config: NasBnnSearchConfig, notify: Progress) -> Progress:
+    """Progress that also warns of a generation with fewer subnets than the settings ask for."""
+
+    def told(event: dict[str, Any]) -> None:
+        notify(event)
+        if event["event"] != "generation_start":
+            return
+        later = config.by_archive and event["generation"] > 0
+        wanted = config.mutations + config.crossovers if later else config.population
+        if event["candidates"] < wanted:
+            message = f"generation {event['generation']} has {event['candidates']} subnets instead of {wanted}: the "
+            message += f"search found no more {_window(config)} that it had not asked for"
+            notify({"event": "warning", "message": message})
+
+    return told
 
 
 def _window(config: NasBnnSearchConfig) -> str:

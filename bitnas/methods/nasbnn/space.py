@@ -14,6 +14,7 @@ from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from bitnas.methods.nasbnn.by_ops import OpsCounts, ops_counts
 from bitnas.methods.nasbnn.cost import Cost, cost
 from bitnas.methods.nasbnn.description import Description, Stage
 
@@ -24,6 +25,7 @@ Genome = tuple[float, ...]
 T = TypeVar("T")
 
 MUTATION_RATE = 0.2  # the paper's
+_EASY = 0.02  # share of the subnets in a window from which on drawing until one fits is the faster way
 _ROW = 3  # numbers of a row: channels, kernel, groups
 
 
@@ -54,8 +56,8 @@ class SubnetSpace:
         description: what the choices are.
         weight_normalization: of the subnets, whether binary weights are standardised.
         allowed: says of a subnet whether it may be asked for; None allows every one.
-        ops: (low, high), the OPs that a subnet may have, ends included. As `allowed`, but without building a
-            `SubnetConfig`, in half the time.
+        ops: (low, high), the OPs that a subnet may have, ends included. Unlike what `allowed` permits, `random` finds
+            them however few they are.
 
     Where two stages of stride 1 follow each other and share choices, two genomes may describe one network; the key of
     its `SubnetConfig` tells.
@@ -276,12 +278,43 @@ class SubnetSpace:
     # ---- many genomes -----------------------------------------------------------
 
     def random(self, rng: Random, *, draws: int = 5000) -> Genome:
-        """A permitted genome drawn uniformly; ValueError if none of `draws` genomes is permitted."""
+        """A permitted genome drawn uniformly, however few the window of OPs holds; ValueError if there is none, or none
+        of `draws` genomes is permitted."""
+        make = self._draw
+        if self._counts is not None and self.ops_window is not None:
+            low, high = self.ops_window
+            near = self._near
+            if not near:
+                raise ValueError(f"no subnet has {low:g} to {high:g} OPs, the limits of the search; widen them")
+            if near < _EASY * self.size:
+                make = self._draw_within
         for _ in range(draws):
-            genome = self._draw(rng)
+            genome = make(rng)
             if not self.limited or self.permits(genome):
                 return genome
-        raise ValueError(f"none of {draws} random subnets is within the limits of the search; widen them")
+        near_it = "" if make == self._draw else " and near its window of OPs"
+        raise ValueError(f"none of {draws} random subnets{near_it} is within the limits of the search; widen them")
+
+    @cached_property
+    def _counts(self) -> OpsCounts | None:
+        """None where the window holds the whole space."""
+        if self.ops_window is None:
+            return None
+        (low, high), most = self.ops_window, float(self.cost(self.biggest).ops)
+        if low <= self.cost(self.smallest).ops and most <= high:
+            return None
+        return ops_counts(self.description, max(1.0, min(high, most)), self.size)
+
+    @cached_property
+    def _near(self) -> int:
+        """Subnets of the window and a little beside it; 0 only if it holds none."""
+        return self._counts.count(*self.ops_window) if self._counts and self.ops_window else self.size
+
+    def _draw_within(self, rng: Random) -> Genome:
+        assert self._counts is not None
+        assert self.ops_window is not None
+        stem, stages = self._counts.draw(*self.ops_window, rng)
+        return self._encode(_Subnet(stem, [[_Row(*row) for row in rows] for rows in stages]))
 
     def _draw(self, rng: Random) -> Genome:
         """Each choice in proportion to the ways of going on after it, so that all whole subnets are equally likely."""

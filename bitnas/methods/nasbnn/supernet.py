@@ -25,6 +25,8 @@ from bitnas.nn.channels import tile_channels
 from bitnas.nn.layers import binary_conv2d
 from bitnas.nn.quantized import lsq_conv2d
 
+_NO_SQUARE = 1e-10  # a filter's mean square below this is rounding
+
 
 @dataclass(frozen=True)
 class Strategies:
@@ -284,11 +286,14 @@ def _batch_norm(x: Tensor, layer: nn.BatchNorm2d, of: Mapping[Tensor, Tensor]) -
 
 
 def _distance(kernel: Tensor, floats: Tensor, binarizer: WeightBinarizer) -> Tensor:
-    """Mean squared distance of a layer's binary weights from its float ones, each over its filter's mean square."""
-    binary, full = (
-        w / w.flatten(1).square().mean(1).view(-1, 1, 1, 1) for w in (binarizer(kernel), binarizer.latent(floats))
-    )
-    return F.mse_loss(binary, full)
+    """Mean squared distance of a layer's binary weights from its float ones, each over its filter's mean square; a
+    filter that is 0 stays 0."""
+
+    def relative(w: Tensor) -> Tensor:
+        square = w.flatten(1).square().mean(1).view(-1, 1, 1, 1)
+        return w / square.masked_fill(square <= _NO_SQUARE, 1.0)
+
+    return F.mse_loss(relative(binarizer(kernel)), relative(binarizer.latent(floats)))
 
 
 def _vectors(norm: nn.BatchNorm2d, act: RPReLU) -> tuple[nn.Parameter, ...]:

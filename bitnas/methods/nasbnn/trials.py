@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from bitnas.models.nasbnn import SubnetConfig
     from bitnas.train import Recipe
 
-_DRAWS = 4000  # subnets from which some of all sizes are chosen
+_LISTED = 20_000  # subnets of a space that is listed whole rather than drawn from
+_NEAR = 8  # subnets drawn near each wanted number of OPs
 SUPERNETS = "supernets"
 
 
@@ -149,7 +151,8 @@ def _ok(record: Record, journal: Journal) -> Record:
 
 
 def spread(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
-    """Subnets from the smallest to the biggest, one near each of `count` equal steps of log OPs, in order of OPs.
+    """Subnets from the smallest to the biggest, one at each of `count` equal steps of log OPs, or as near as there are
+    any, in order of OPs. Those at a step are drawn uniformly.
 
     Raises ValueError for fewer than two, or a space that holds fewer.
     """
@@ -157,13 +160,18 @@ def spread(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
         raise ValueError(f"subnets: got {count}, wanted at least 2")
     if count > space.size:
         raise ValueError(f"subnets: got {count}, wanted at most {space.size}, as many as the space holds")
-    rng = random.Random(seed)
-    drawn = dict.fromkeys([space.smallest, space.biggest, *(space.random(rng) for _ in range(_DRAWS))])
+    low, high = (math.log(float(space.cost(genome).ops)) for genome in (space.smallest, space.biggest))
+    targets = [low + (high - low) * step / (count - 1) for step in range(count)]
+    drawn = dict.fromkeys([space.smallest, space.biggest])
+    if space.size <= _LISTED:
+        drawn |= dict.fromkeys(space.enumerate())
+    else:
+        rng = random.Random(seed)
+        for target in targets[1:-1]:
+            drawn |= dict.fromkeys(_near(space, target, (high - low) / (count - 1), rng))
     ops = {genome: math.log(float(space.cost(genome).ops)) for genome in drawn}
-    low, high = min(ops.values()), max(ops.values())
     chosen: dict[str, Genome] = {}
-    for step in range(count):
-        target = low + (high - low) * step / (count - 1)
+    for target in targets:
         # Genomes that differ in rows that are not used are one subnet.
         nearest = sorted(ops, key=lambda genome: (abs(ops[genome] - target), genome))
         found = next((genome for genome in nearest if space.subnet(genome).key() not in chosen), None)
@@ -173,6 +181,23 @@ def spread(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
             )
         chosen[space.subnet(found).key()] = found
     return sorted(chosen.values(), key=lambda genome: (ops[genome], genome))
+
+
+def _near(space: SubnetSpace, target: float, step: float, rng: random.Random) -> list[Genome]:
+    """Random subnets about so many log OPs: of the narrowest of ever wider windows that one is found in."""
+    for widening in range(12):
+        half = 0.02 * step * 2**widening
+        window = (math.exp(target - half), math.exp(target + half))
+        within = SubnetSpace(space.description, weight_normalization=space.weight_normalization, ops=window)
+        with contextlib.suppress(ValueError):
+            return [within.random(rng, draws=200) for _ in range(_NEAR)]
+    return []
+
+
+def largest_gap(ops: Sequence[float]) -> float:
+    """By what factor the OPs of neighbours differ at most."""
+    found = sorted(ops)
+    return max((after / before for before, after in itertools.pairwise(found)), default=1.0)
 
 
 def random_subnets(space: SubnetSpace, count: int, seed: int) -> list[Genome]:

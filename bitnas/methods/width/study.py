@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitnas.files import CorruptFileError, load_tensors, save_tensors, write_json_checked
+from bitnas.files import CorruptFileError, write_json_checked
 from bitnas.methods.run_folder import FRONT, STUDY, Progress, open_pool, read_front
 from bitnas.methods.width import compare, evaluate
 from bitnas.methods.width.config import WidthSearchConfig
@@ -27,7 +27,6 @@ from bitnas.search.space import Genome
 
 NETWORKS = "networks"
 VERIFIED_IMAGES = 1000  # at most so many, each layer's every integer compared
-TRAINED_FORMAT = "bitnas-trained-1"
 
 
 @dataclass(frozen=True)
@@ -202,12 +201,13 @@ def train_final(ratios: Genome, settings: dict[str, Any], epochs: int, path: str
     import torch
 
     from bitnas import train
+    from bitnas.models import save_model
 
     config = WidthSearchConfig.from_dict(settings)
     dataset, split = evaluate.load_data(config.data, config.seed), evaluate.split_data(config)
     known = torch.cat([split.train, split.val]).sort().values
     model = _fit(config, ratios, known, epochs, evaluate.derive_seed(config.seed, "study", "final"))
-    save_tensors(path, model.state_dict(), {"format": TRAINED_FORMAT, **_trained_as(config, ratios, epochs)})
+    save_model(model, path, _trained_as(config, ratios, epochs))
     return {"test_accuracy": train.evaluate(model, dataset.subset(split.test))}
 
 
@@ -248,12 +248,12 @@ def time_network(ratios: Genome, settings: dict[str, Any], epochs: int, path: st
 
 def load_trained(config: WidthSearchConfig, ratios: Genome, epochs: int, path: str | os.PathLike[str]) -> Any:
     """The network `train_final` wrote, in evaluation mode."""
-    model = evaluate.make_network(evaluate.network_config(config, ratios), 0)
-    tensors, metadata = load_tensors(path, expected_format=TRAINED_FORMAT)
-    if any(metadata.get(name) != value for name, value in _trained_as(config, ratios, epochs).items()):
+    from bitnas.models.saved import load_with_facts
+
+    model, facts = load_with_facts(path)
+    if any(facts.get(name) != value for name, value in _trained_as(config, ratios, epochs).items()):
         raise CorruptFileError(path, "holds another network than the study's, or one trained otherwise")
-    model.load_state_dict(tensors)
-    return model.eval()
+    return model
 
 
 def _train(

@@ -22,6 +22,8 @@ from .common import (
     percent_ticks,
 )
 
+FRONT = "front"  # kind of a network that stands for its place on the front
+
 
 def operations(points: Sequence[Point], misleading: Misleading | None, width: int, word: str) -> str | None:
     """OPs against latency, with the pair joined in which fewer OPs take longest. `word` says how it was obtained."""
@@ -32,6 +34,7 @@ def operations(points: Sequence[Point], misleading: Misleading | None, width: in
     entries = [("dot", "candidate", "evaluated in the search")] if "candidate" in kinds else []
     entries += [("diamond", SEARCHED, "searched")] if SEARCHED in kinds else []
     entries += [("square", "uniform", "uniform")] if "uniform" in kinds else []
+    entries += [("dot", "front", "front of the search")] if FRONT in kinds else []
     entries += [("cross", "slow", "fewer OPs, yet slower")] if misleading else []
     top = legend(canvas, entries, 16) + 46
     ops = [point.get("ops") or 0.0 for point in points]

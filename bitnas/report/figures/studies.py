@@ -148,7 +148,7 @@ def fronts(seeds: Sequence[Mapping[str, Any]], width: int) -> str | None:
 
 
 def areas(comparisons: Sequence[Mapping[str, Any]], width: int) -> str | None:
-    """Differences of dominated area: seeds as dots, mean and interval."""
+    """Differences of the area under what fronts offer: seeds as dots, mean and interval."""
     if not comparisons:
         return None
     narrow = width != WIDE
@@ -178,4 +178,4 @@ def areas(comparisons: Sequence[Mapping[str, Any]], width: int) -> str | None:
             canvas.mark(x(value), y, "dot", 3.5, "candidate", f"{numbers.points(value)} %")
         canvas.mark(x(one["mean"]), y, "diamond", 6.5, "searched")
         canvas.text(width - 2, y + 4, numbers.points(one["mean"]), "name", "end")
-    return canvas.svg("Differences of the area that the fronts dominate", layout(width))
+    return canvas.svg("Differences of the area under what the fronts offer", layout(width))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from .. import numbers
+from ..findings import noisy
 from ..html import WIDE
 from ..records import Candidate, Network, Point, Run, latency_interval, name_of
 from ..supernet_log import ACCURACY, LOSS
@@ -90,14 +91,17 @@ def buckets(best: Sequence[tuple[int, Candidate]], bucket: float, every: Sequenc
 
 
 def curves(rows: Sequence[Mapping[str, float]], width: int) -> str | None:
-    """Loss of the teacher and validation accuracy over the epochs of the supernet's training, one above the other."""
-    if not rows:
+    """Loss of the teacher and validation accuracy over the epochs of the supernet's training, one above the other; None
+    of fewer than two epochs."""
+    if len(rows) < 2:
         return None
     judged = [row for row in rows if ACCURACY in row]
     panel = 170
     canvas = Canvas(width, panel * (2 if judged else 1) + 40)
     last = max(row["epoch"] for row in rows) + 1
-    x = Scale(0, max(last, 1) * 1.02, 58, width - 14)
+    first = min(row["epoch"] for row in rows) + 1
+    margin = 0.04 * max(last - first, 1)
+    x = Scale(first - margin, last + margin, 58, width - 14)
 
     def draw(name: str, known: Sequence[Mapping[str, float]], column: str, top: float, css: str) -> None:
         bottom = top + panel - 46
@@ -117,13 +121,20 @@ def curves(rows: Sequence[Mapping[str, float]], width: int) -> str | None:
     if judged:
         draw("validation accuracy of the biggest subnet", judged, ACCURACY, 30 + panel, "searched")
     bottom = 30 + panel * (2 if judged else 1) - 46
-    canvas.x_axis(x, bottom, bottom, "epoch →", lambda value: f"{value:g}", 8 if width == WIDE else 4)
+    canvas.x_axis(
+        x,
+        bottom,
+        bottom,
+        "epoch →",
+        lambda value: f"{value:g}" if value == round(value) else "",
+        8 if width == WIDE else 4,
+    )
     return canvas.svg("Course of the supernet's training", layout(width))
 
 
 def drawn(networks: Sequence[Network]) -> list[Network]:
-    """Those whose blocks are drawn: of many, some from the cheapest to the dearest."""
-    known = sorted((n for n in networks if n.subnet is not None), key=lambda n: n.get("ops") or 0.0)
+    """Those whose blocks are drawn, in the order that their names count: of many, some from the first to the last."""
+    known = [n for n in networks if n.subnet is not None]
     if len(known) <= _PANELS:
         return known
     return [known[round(i * (len(known) - 1) / (_PANELS - 1))] for i in range(_PANELS)]
@@ -203,7 +214,7 @@ def deployed(networks: Sequence[Network], width: int) -> str | None:
     x = span(ends, 58, width - 16, log=max(ends) > 4 * min(ends))
     y = accuracy_scale([v for n in known for v in (n.get("accuracy") or 0.0, *(n.interval or ()))],
                        canvas.height - 52, top)  # fmt: skip
-    name, text = cost_axis("latency_us", x)
+    name, text = cost_axis("latency_us", x, "measured latency" + (" (timing noisy)" if any(map(noisy, known)) else ""))
     canvas.axes(x, y, f"{name} →", "↑ test accuracy", text, percent_ticks(y), x_ticks=7 if width == WIDE else 4)
     for pair in dict.fromkeys(n.pair for n in known):
         spots = [(x(n.get("latency_us") or 0.0), y(n.get("accuracy") or 0.0)) for n in known if n.pair == pair]

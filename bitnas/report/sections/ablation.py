@@ -26,7 +26,8 @@ def ablation(run: Run) -> Section:
     seeds = numbers.plural(len(found["seeds"]), "seed")
     caption = (
         f"Accuracy of all strategies minus that without one, the mean over the same subnets, {seeds}. An interval that "
-        "holds zero tells nothing apart."
+        "holds zero tells nothing apart; one that does not may still be chance among so many, which the verdicts allow "
+        "for."
     )
     body = figure(lambda w: figures.strategies(found, w), caption)
     rows = [[(str(one["name"]), "text"), *(_cell(one, group, found) for group in _GROUPS)] for one in found["variants"]]

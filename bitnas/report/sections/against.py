@@ -30,7 +30,7 @@ def sections(run: Run) -> Iterator[Section]:
     body = figure(lambda w: figures.fronts(found["seeds"], w), caption)
     yield "Three fronts under measured latency", body + _networks(found)
     caption = (
-        "Area that each front dominates, as a share of the rectangle up to "
+        "Area under what each front offers, as a share of the rectangle up to "
         f"{numbers.duration(reference['latency_us'])} and {numbers.percent(reference['accuracy'])} accuracy (the "
         "reference point, just beyond the worst network of all). To the right the searched subnets are better."
     )

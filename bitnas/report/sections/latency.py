@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from .. import agreement, choosing, numbers
 from ..choosing import WrongChoice
 from ..figures import latency as figures
+from ..figures.latency import FRONT
 from ..html import Section, figure, grid, note, paragraph, tiles
-from ..records import Point, Run, code, name_of
+from ..records import Network, Point, Run, code, name_of
 
 _MOST_ROWS = 12
 
 
 def operations(run: Run) -> Section:
     title = "Do operation counts choose the right networks?"
-    measured = choosing.measured_points(run)
-    word = "predicted" if run.predicted and run.candidates else "measured"
+    measured, of_front = _points(run)
+    word = "predicted" if run.predicted and run.candidates and not of_front else "measured"
     correlation = choosing.rank_correlation(measured)
     misleading = choosing.misleading_pair(measured)
     caption = (
@@ -27,7 +29,12 @@ def operations(run: Run) -> Section:
     caption += (
         misleading.sentence() if misleading else "No network with clearly fewer OPs takes clearly longer than another."
     )
-    absent = "Latency was not measured on at least two networks, so OPs cannot be compared with it."
+    if of_front:
+        caption += (
+            " These are the networks of the front alone, timed in turns when the search was over: the search itself "
+            "measured no latency, so what it passed over is not here."
+        )
+    absent = _absent(measured)
     body = figure(lambda w: figures.operations(measured, misleading, w, word), caption, absent)
     found = choosing.choose(measured)
     if found is not None:
@@ -48,9 +55,27 @@ def operations(run: Run) -> Section:
             body += note(f"{len(wrong) - _MOST_ROWS} more are not listed.")
         body += note(
             "Two latencies count as different only where their intervals do not meet. Accuracies are taken as measured"
-            + (f", {_judged(run)}." if measured == [*run.candidates] else ".")
+            + (f", {_judged(run)}." if of_front or measured == [*run.candidates] else ".")
         )
     return title, body
+
+
+def _points(run: Run) -> tuple[Sequence[Point], bool]:
+    """Networks to compare, all timed in the same way, and whether they are the front: it is timed at the end even
+    where latency had no part in the search, and each architecture stands in it once."""
+    measured = choosing.measured_points(run)
+    if any((c.get("latency_us") or 0) > 0 for c in run.candidates) or (len(measured) > 1 and not run.of_subnets):
+        return measured, False
+    front = [n for n in run.front if (n.get("ops") or 0) > 0 and (n.get("latency_us") or 0) > 0]
+    if len(front) < 2 and len(measured) > len(front):
+        return measured, False
+    return [Network({**n.values, "kind": FRONT}) for n in front], bool(front)
+
+
+def _absent(measured: Sequence[Point]) -> str:
+    if not measured:
+        return "No network of this run has a latency, so OPs cannot be compared with it."
+    return f"Only {name_of(measured[0])} has a latency: with one network OPs cannot be compared with it."
 
 
 def _judged(run: Run) -> str:

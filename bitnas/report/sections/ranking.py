@@ -14,9 +14,9 @@ _NAMES = {
     "inherited": "inherited accuracy, with the mean of the trainings alone",
     "ops": "OPs alone, with the mean of the trainings alone",
     "beyond_ops": "inherited minus OPs",
-    "partial": "inherited accuracy, with the mean of the trainings alone, given OPs (partial tau)",
+    "beside_ops": "the same, both without what a smooth function of OPs explains",
     "inherited_once": "inherited accuracy, with one training alone",
-    "repeats": "one training alone, with another",
+    "repeats": "one training alone, with another: a reference, no bound",
     "disjoint": "inherited on validation images, alone on test images",
 }
 
@@ -63,12 +63,13 @@ def _correlations(found: Mapping[str, Any]) -> str:
         one = found.get(name)
         if one:
             rho = one.get("spearman")
-            interval = f"{one['low']:+.2f} to {one['high']:+.2f}"
+            # A permutation test has a p-value in place of an interval.
+            interval = f"p {one['p']:.3f}" if "p" in one else f"{one['low']:+.2f} to {one['high']:+.2f}"
             rows.append(
                 [(words, "text"), (f"{one['mean']:+.2f}", "", interval),
                  (numbers.MISSING if rho is None else f"{rho:+.2f}", "")]
             )  # fmt: skip
-    return grid(["ranks", "Kendall's tau (95 % interval)", "Spearman's rho"], rows)
+    return grid(["ranks", "Kendall's tau (95 % interval, or p)", "Spearman's rho"], rows)
 
 
 def _interval(one: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ def trade_off(run: Run) -> Section:
         caption += f"accurate ({_both(good)})."
     if fast and good:
         caption += " Bars are the accuracy interval and the interquartile range of the latency."
+        if noisy := [n.label for n in run.networks if n.get("latency_us") and findings.noisy(n)]:
+            caption += f" Timing noisy: {', '.join(noisy)}."
     elif run.front:
         timed_front = sorted((n for n in run.front if n.get("latency_us")), key=lambda n: n.get("latency_us") or 0.0)
         if timed_front:
@@ -87,7 +89,7 @@ def layers(run: Run) -> Section:
         caption = (
             f"{network.label}: its layers take {numbers.duration(packed_total)} packed and "
             f"{numbers.duration(float_total)} in float32, "
-            f"{float_total / packed_total:.1f} times as long; "
+            f"{'timing noisy' if findings.noisy(network) else f'{float_total / packed_total:.1f} times as long'}; "
         )
         caption += f"packed is slower in {', '.join(slow)}." if slow else "packed is faster in every layer."
         if any(not binary for *_, binary in rows):

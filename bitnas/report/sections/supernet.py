@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import agreement, findings, numbers, subnets
 from ..figures import supernet as figures
-from ..html import Section, bullets, details, figure, grid, note, plain
+from ..html import Section, bullets, details, figure, grid, note, paragraph, plain
 from ..records import Run, number, setting
 from ..supernet_log import ACCURACY, LOSS
 
@@ -37,8 +37,13 @@ def front(run: Run) -> Section:
             )
         if cost == "latency_us" and (shift := agreement.shift_sentence(run)):
             caption += f" {shift}"
-        if cost == "ops" and "latency_us" in found:
-            caption += " The front is that of latency too, so the line need not pass through all of it."
+        if line := subnets.line_sentence(run, cost):
+            caption += f" {line}"
+        if cost == "latency_us" and subnets.front_alone_timed(run):
+            caption += (
+                " Only the front was timed, when the search was over: how it stands against the other subnets is to be "
+                "seen against OPs."
+            )
         body += "<h3>Against latency</h3>" if cost == "latency_us" else "<h3>Against OPs</h3>"
         body += figure(lambda w, c=cost, t=word: figures.plane(run, c, t, images, w), caption)  # type: ignore[misc]
     meaning = "Accuracy is that of inherited weights, batch norm measured anew, on the search's validation images. "
@@ -76,9 +81,13 @@ def training(run: Run) -> Section | None:
     if judged:
         best = max(judged, key=lambda row: row[ACCURACY])
         caption += f" Validation accuracy ended at {numbers.percent(judged[-1][ACCURACY])}"
-        caption += f", the best was {numbers.percent(best[ACCURACY])} in epoch {best['epoch'] + 1:.0f}."
+        if len(judged) > 1:
+            caption += f", the best was {numbers.percent(best[ACCURACY])} in epoch {best['epoch'] + 1:.0f}"
+        caption += "."
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     caption += f" It took {numbers.duration(1e6 * seconds)}." if seconds else ""
+    if len(rows) == 1:
+        return "Training of the supernet", paragraph(caption)
     return "Training of the supernet", figure(lambda w: figures.curves(rows, w), caption)
 
 
@@ -88,7 +97,11 @@ def architectures(run: Run) -> Section | None:
         return None
     caption = "One bar a block, as long as its channels; beside it channels/kernel/groups."
     if len(shown) < len(run.front):
-        caption += f" {len(shown)} of the front's {len(run.front)} are drawn, from the fewest OPs to the most."
+        caption += f" {len(shown)} of the front's {len(run.front)} are drawn."
+    accuracies = [network.get("accuracy") or 0.0 for network in shown]
+    if len(shown) > 1:
+        caption += " They stand in the order of the front"
+        caption += ", the most accurate first." if accuracies == sorted(accuracies, reverse=True) else "."
     caption += f" {_habits(run)}"
     return "What the subnets look like", figure(lambda w: figures.blocks(shown, w), caption)
 
@@ -113,6 +126,12 @@ def deployed(run: Run) -> Section:
     caption = "Frozen networks: accuracy on test images that neither supernet nor search has seen"
     caption += f" ({images:.0f}), " if images else ", "
     caption += "with its 95 % interval, against the latency measured on this machine with its spread."
+    noisy = list(dict.fromkeys(n.pair for n in run.networks if n.get("latency_us") and findings.noisy(n)))
+    if noisy:
+        caption += (
+            f" Timing noisy: {', '.join(noisy)}. Other programs were using the machine, so these latencies, and how "
+            "many times as long a float twin takes, are not settled."
+        )
     body = figure(lambda w: figures.deployed(run.networks, w), caption, "No deployed subnet has a latency.")
     body += bullets([*subnets.tuning_sentences(run), *findings.not_compared(run)])
     rows = [[(str(key), ""), (plain(value), "text")] for key, value in run.protocol.items()]
