@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from bitnas import cli
 from bitnas.data import Dataset
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
+from bitnas.methods.nasbnn import trials
+from bitnas.methods.nasbnn.config import preset
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, Stage
 from bitnas.methods.nasbnn.passes import sandwich
 from bitnas.methods.nasbnn.supernet import Strategies, Supernet
 from bitnas.methods.nasbnn.training import (
-    FINETUNE_RECIPES,
-    RECIPES,
     inherited,
     load_supernet,
     recalibrate,
@@ -341,12 +341,12 @@ def test_what_cannot_be_is_said():
 
 
 def test_recipes():
-    paper = ALL_RECIPES[RECIPES["imagenet"]]
+    paper = ALL_RECIPES["nasbnn-imagenet"]
     assert (paper.epochs, paper.batch_size, paper.lr, paper.optimizer, paper.weight_decay, paper.label_smoothing) == (
         512, 512, 2.5e-3, "adam", 5e-6, 0.1,
     )  # fmt: skip
     assert (paper.schedule, paper.flip, paper.crop) == ("cosine", True, (0.08, 1.0))
-    tuned = ALL_RECIPES[FINETUNE_RECIPES["imagenet"]]
+    tuned = ALL_RECIPES["nasbnn-finetune"]
     assert (tuned.epochs, tuned.batch_size, tuned.lr, tuned.weight_decay, tuned.label_smoothing) == (
         25,
         512,
@@ -354,7 +354,13 @@ def test_recipes():
         0,
         0,
     )
-    assert all(name in ALL_RECIPES for name in (*RECIPES.values(), *FINETUNE_RECIPES.values()))
+    recipes = {data: preset(data).recipe for data in ("digits", "cifar10", "imagenet")}
+    assert recipes == {name: f"nasbnn-{name}" for name in recipes}
+    # Images are met in fine-tuning as in the supernet's training.
+    tuned = trials.fine_tuning(preset("cifar10"), None)
+    assert tuned is not None
+    assert (tuned.lr, tuned.batch_size, tuned.shift, tuned.flip, tuned.crop) == (1e-5, 128, 4, True, None)
+    assert trials.fine_tuning(preset("digits"), None) == ALL_RECIPES["nasbnn-finetune-digits"]
 
 
 # ---- Recalibration and files -----------------------------------------------------------------------------------------

@@ -25,10 +25,6 @@ from bitnas.train.average import MOST_BATCHES, measure_batch_norm
 
 FORMAT = "bitnas-supernet-1"
 
-# Names of `bitnas.train.RECIPES`: for the supernet, and for the fine-tuning of a subnet, by data set.
-RECIPES = {"digits": "nasbnn-digits", "cifar10": "nasbnn-cifar10", "imagenet": "nasbnn-imagenet"}
-FINETUNE_RECIPES = {"digits": "nasbnn-finetune-digits", "cifar10": "nasbnn-finetune", "imagenet": "nasbnn-finetune"}
-
 # Batches that the statistics of the biggest subnet are means over, wherever training itself wants to know how it does.
 _JUDGED_BATCHES = 4
 

@@ -68,14 +68,20 @@ def recipe_of(config: NasBnnSearchConfig, epochs: int | None = None) -> Recipe:
 
 
 def fine_tuning(config: NasBnnSearchConfig, epochs: int | None) -> Recipe | None:
-    """The recipe of fine-tuning for the run's data, or None for 0 epochs."""
+    """The recipe of fine-tuning, with the batches and augmentation of the run's supernet; None for 0 epochs."""
     if epochs == 0:
         return None
-    from bitnas.methods.nasbnn.training import FINETUNE_RECIPES
     from bitnas.train import RECIPES
 
-    name = Path(config.data.partition(":")[0]).stem
-    recipe = RECIPES[FINETUNE_RECIPES.get(name, FINETUNE_RECIPES["imagenet"])]
+    small, own = "nasbnn-finetune-digits", evaluate.supernet_recipe(config)
+    recipe = RECIPES[small if config.recipe == "nasbnn-digits" else "nasbnn-finetune"]
+    recipe = dataclasses.replace(
+        recipe,
+        batch_size=min(recipe.batch_size, own.batch_size),
+        shift=own.shift,
+        flip=own.flip,
+        crop=own.crop,
+    )
     return recipe if epochs is None else recipe.for_epochs(epochs)
 
 
