@@ -150,9 +150,10 @@ void check_float(const Case& c, ConvArgs args, const std::vector<int>& dots, Flo
   const std::vector<float> scale = floats(), bias = floats(), slope = floats(), cut = floats();
   std::vector<float> direction(c.n);
   for (float& d : direction) d = one_of({-1.0f, 1.0f});
-  std::vector<T> residual(dots.size());
-  for (T& r : residual) from_float(small_float(), r);
   const bool adds = coin(), slopes = coin(), packs = coin();
+  const int residual_channels = coin() ? c.n : (c.n + 1) / 2;  // fewer come round
+  std::vector<T> residual(static_cast<size_t>(c.m) * residual_channels);
+  for (T& r : residual) from_float(small_float(), r);
 
   std::vector<T> wanted(dots.size());
   std::vector<Word> wanted_bits(c.m * words_for(c.n));
@@ -160,7 +161,7 @@ void check_float(const Case& c, ConvArgs args, const std::vector<int>& dots, Flo
     for (int n = 0; n < c.n; ++n) {
       const int at = m * c.n + n;
       float y = scale[n] * static_cast<float>(dots[at]) + bias[n];
-      if (adds) y += to_float(residual[at]);
+      if (adds) y += to_float(residual[m * residual_channels + n % residual_channels]);
       if (slopes && !(y >= 0)) y *= slope[n];
       from_float(y, wanted[at]);
       if (direction[n] * to_float(wanted[at]) >= cut[n]) set_bit(wanted_bits, c, m, n);
@@ -174,6 +175,7 @@ void check_float(const Case& c, ConvArgs args, const std::vector<int>& dots, Flo
                    .scale = scale.data(),
                    .bias = bias.data(),
                    .residual = adds ? residual.data() : nullptr,
+                   .residual_channels = residual_channels,
                    .slope = slopes ? slope.data() : nullptr,
                    .packed = packs ? bits.data() : nullptr,
                    .cut = cut.data(),

@@ -323,14 +323,16 @@ class Computed {
     epilogue_.bias = bias_.data();
     const int64_t value_bytes = type_ == FloatType::kFloat32 ? 4 : 2;
     if (one_in(2)) {
-      residual_ = std::make_unique<Guarded<uint8_t>>(pixels_ * n_ * value_bytes, value_bytes);
-      for (int64_t i = 0; i < pixels_ * n_; ++i) {
+      const int64_t channels = one_in(3) ? 1 + below(n_) : n_;  // fewer come round
+      residual_ = std::make_unique<Guarded<uint8_t>>(pixels_ * channels * value_bytes, value_bytes);
+      for (int64_t i = 0; i < pixels_ * channels; ++i) {
         const float value = static_cast<float>(between(-400, 400)) / 64;
         const uint16_t half = type_ == FloatType::kFloat16 ? float_to_half(value) : float_to_bfloat16(value);
         if (value_bytes == 4) std::memcpy(residual_->data() + i * 4, &value, 4);
         if (value_bytes == 2) std::memcpy(residual_->data() + i * 2, &half, 2);
       }
       epilogue_.residual = residual_->data();
+      epilogue_.residual_channels = channels;
     }
     if (one_in(2)) epilogue_.slope = slope_.data();
     if (one_in(2)) {
