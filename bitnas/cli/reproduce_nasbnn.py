@@ -107,7 +107,7 @@ def _against(result: Mapping[str, Any]) -> list[Table]:
     from ..report import numbers
 
     rows = [[name, *map(numbers.percent, values)] for name, values in result["areas"].items()]
-    return [("area that each front dominates", ["front", *(f"seed {seed['seed']}" for seed in result["seeds"])], rows)]
+    return [("area under what each front offers", ["front", *(f"seed {seed['seed']}" for seed in result["seeds"])], rows)]
 
 
 _TABLES = {"ranking": _ranking, "ablation": _ablation, "against": _against}
