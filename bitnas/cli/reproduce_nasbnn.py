@@ -80,7 +80,11 @@ def _ranking(result: Mapping[str, Any]) -> list[Table]:
         for row in result["subnets"]
     ]  # fmt: skip
     taus = [
-        [name.replace("_", " "), f"{one['mean']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}"]
+        [
+            name.replace("_", " "),
+            f"{one['mean']:+.2f}",
+            f"{one['low']:+.2f} to {one['high']:+.2f}" if "low" in one else f"p {one['p']:.2g} (permutations)",
+        ]
         for name, one in result["correlations"].items()
         if one
     ]
@@ -107,7 +111,8 @@ def _against(result: Mapping[str, Any]) -> list[Table]:
     from ..report import numbers
 
     rows = [[name, *map(numbers.percent, values)] for name, values in result["areas"].items()]
-    return [("area under what each front offers", ["front", *(f"seed {seed['seed']}" for seed in result["seeds"])], rows)]
+    columns = ["front", *(f"seed {seed['seed']}" for seed in result["seeds"])]
+    return [("area under what each front offers", columns, rows)]
 
 
 _TABLES = {"ranking": _ranking, "ablation": _ablation, "against": _against}

@@ -45,3 +45,26 @@ def test_a_ranking_is_shown_goes_on_and_has_a_report(run, tmp_path):
     assert code == 0
     found = json.loads(out)
     assert found["correlations"] == json.loads((tmp_path / "ranking.json").read_text())["correlations"]
+
+
+def test_every_row_of_the_ranks_is_printed():
+    """Those with an interval and the one with a p of permutations."""
+    import random
+
+    from bitnas.cli.reproduce_nasbnn import _TABLES
+    from bitnas.methods.nasbnn import ranking
+
+    rng, rows = random.Random(0), []
+    for _ in range(24):
+        ops, quality = rng.uniform(1e3, 1e5), rng.random()
+        runs = [quality + rng.gauss(0, 0.05) for _ in range(2)]
+        rows.append(
+            {"inherited": quality, "inherited_val": quality, "ops": ops, "alone": sum(runs) / 2, "alone_test": runs[0],
+             "alone_runs": runs, "alone_sd": 0.05}
+        )  # fmt: skip
+    found = ranking.correlations(rows, resamples=50)
+    *_, (_, _, ranks) = _TABLES["ranking"]({"subnets": rows, "images": 100, "correlations": found})
+    printed = {row[0]: row[2] for row in ranks}
+    assert len(printed) == sum(one is not None for one in found.values())
+    assert printed["beside ops"].startswith("p ")
+    assert " to " in printed["inherited"]

@@ -431,7 +431,8 @@ def against_folder(folder: Path, seeds: int = 2) -> Path:
                 networks.append(
                     {"method": method, "training": training, "name": f"{method} {number + 1}", **kind, "ops": 1e4,
                      "accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02,
-                     "search_accuracy": accuracy, "latency_us": time, "latency_low_us": 0.98 * time, "latency_high_us": 1.02 * time,
+                     "search_accuracy": accuracy, "latency_us": time,
+                     "latency_low_us": 0.98 * time, "latency_high_us": 1.02 * time,
                      "latency_noisy": 0.0}
                 )  # fmt: skip
         counts = {"searched": 64, "random": 64, "widths": 64}
