@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(INSTALLED)  ## train, search, freeze, measure on real handwritten digits; writes runs/demo/report.html
 	$(BIN)/bitnas demo
 
-test: $(INSTALLED)  ## the default tests, about four minutes on two cores
+test: $(INSTALLED)  ## the default tests, about six minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(INSTALLED)  ## also the long ones (100,000 shapes per instruction set, a grid of 50,000 small ones, sanitizers, more kills, a Ray cluster)
