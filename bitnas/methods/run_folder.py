@@ -6,6 +6,7 @@ of none of them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -32,6 +33,8 @@ class Settings(Protocol):
     def data(self) -> str: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def generations(self) -> int: ...
     @property
     def workers(self) -> int | str: ...
     @property
@@ -271,6 +274,31 @@ class Summary:
                 "latency": self._latency,
             },
         )
+
+
+def search_end(found: SearchResult, front: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last event of a search."""
+    return {
+        "event": "search_end",
+        "evaluated": len(found.candidates),
+        "failed": sum(candidate.status == "failed" for candidate in found.candidates),
+        "rejected": sum(candidate.status == "rejected" for candidate in found.candidates),
+        "front": len(front),
+    }
+
+
+def resumed(folder: Path, config: S, generations: int | None, workers: int | str | None) -> S:
+    """The settings that a search goes on with: perhaps more generations, perhaps other workers.
+
+    Raises ValueError where `generations` is below what the run was started with.
+    """
+    if generations is not None and generations < config.generations:
+        raise ValueError(f"generations: got {generations}, wanted at least the {config.generations} of {folder}")
+    return dataclasses.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a dataclass
+        config,
+        generations=config.generations if generations is None else generations,
+        workers=config.workers if workers is None else workers,
+    )
 
 
 def write_front(folder: Path, rows: list[dict[str, Any]]) -> None:

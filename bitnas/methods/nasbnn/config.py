@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, load
+from bitnas.methods.settings import (
+    MEASURED,
+    TABLE,
+    check_fractions,
+    check_integers,
+    check_limits,
+    check_names,
+    check_workers,
+)
 from bitnas.search.pareto import Objective
 
 ARCHIVE = "archive"  # the paper's: the most accurate subnet of every bucket of OPs
@@ -42,7 +51,6 @@ STRATEGIES: dict[str, bool | float] = {
 # Settings that change how long a run takes but not what it finds.
 _EXECUTION = ("workers",)
 
-MEASURED, TABLE = "measured", "table"
 CALIBRATION = (10, 2048)  # batches, and images in each
 MOST_CALIBRATION = 100  # batches that batch-norm statistics can be means over
 
@@ -126,26 +134,14 @@ class NasBnnSearchConfig:
     memory_limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "recipe", "latency_source", "device"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted a name")
+        check_names(self, ("data", "recipe", "latency_source", "device"))
         for name, wanted in (("latency_table", "a path"), ("supernet", "a SHA-256")):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{name}: got {value!r}, wanted {wanted} or None")
-        for name, known in (("latency_source", (MEASURED, TABLE)), ("device", ("cpu", "cuda"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(known)}")
         object.__setattr__(self, "space", _space(self.space).to_dict())
         object.__setattr__(self, "strategies", _strategies(self.strategies))
-        for name, low in _INTEGERS.items():
-            value = getattr(self, name)
-            if name == "supernet_epochs" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: got {value!r}, wanted an integer")
-            if value < low:
-                raise ValueError(f"{name}: got {value}, wanted at least {low}")
+        check_integers(self, _INTEGERS, optional=("supernet_epochs",))
         if self.calibration_batches > MOST_CALIBRATION:
             raise ValueError(
                 f"calibration_batches: got {self.calibration_batches}, wanted at most {MOST_CALIBRATION}; take larger "
@@ -167,24 +163,9 @@ class NasBnnSearchConfig:
             raise ValueError("mutations, crossovers: got 0 and 0, wanted at least one genome in each later generation")
         if self.ops_low >= self.ops_high:
             raise ValueError(f"ops_low, ops_high: got {self.ops_low:g} and {self.ops_high:g}, wanted low below high")
-        if self.train_fraction + self.val_fraction >= 1:
-            raise ValueError(
-                f"train_fraction, val_fraction: got {self.train_fraction} and {self.val_fraction}, "
-                "wanted a sum below 1, so that a test split remains"
-            )
-        for name, unit in _OPTIONAL.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}: got {value!r}, wanted {unit} or None")
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: got {value}, wanted positive {unit} or None")
-        if self.memory_limit is not None and self.memory_limit < _LEAST_MEMORY:
-            raise ValueError(
-                f"memory_limit: got {self.memory_limit} GiB, wanted at least {_LEAST_MEMORY}, which torch needs"
-            )
-        self._check_workers()
+        check_fractions(self)
+        check_limits(self, _OPTIONAL)
+        check_workers(self.workers)
         self._check_objectives()
 
     def _check_objectives(self) -> None:
@@ -206,16 +187,6 @@ class NasBnnSearchConfig:
                 f"latency_source: got 'table', but no latency takes part in this search of {', '.join(objectives)}; "
                 "add it to the objectives, or give a latency_budget"
             )
-
-    def _check_workers(self) -> None:
-        workers = self.workers
-        wanted = "an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'"
-        if isinstance(workers, bool) or not isinstance(workers, int | str):
-            raise TypeError(f"workers: got {workers!r}, wanted {wanted}")
-        if isinstance(workers, str) and workers != "ray" and ":" not in workers:
-            raise ValueError(f"workers: got {workers!r}, wanted {wanted}")
-        if isinstance(workers, int) and workers < 0:
-            raise ValueError(f"workers: got {workers}, wanted at least 0")
 
     @property
     def by_archive(self) -> bool:
@@ -294,7 +265,6 @@ _NUMBERS = {
     "val_fraction": (0.0, 1.0),
 }
 _POSITIVE = ("bucket", "train_fraction", "val_fraction")
-_LEAST_MEMORY = 0.5  # GiB; a worker that has imported torch holds a quarter
 _OPTIONAL = {"timeout": "seconds", "memory_limit": "GiB", "latency_budget": "us per batch"}
 
 

@@ -160,15 +160,7 @@ def search(
             for candidate in front
         ]
         run_folder.write_front(folder, rows)
-    notify(
-        {
-            "event": "search_end",
-            "evaluated": len(result.candidates),
-            "failed": sum(candidate.status == "failed" for candidate in result.candidates),
-            "rejected": sum(candidate.status == "rejected" for candidate in result.candidates),
-            "front": len(rows),
-        }
-    )
+    notify(run_folder.search_end(result, rows))
     return SearchResult(folder, config, rows, result.history)
 
 
@@ -194,13 +186,7 @@ def resume(
     """
     folder = Path(out)
     config = read_config(folder)
-    if generations is not None and generations < config.generations:
-        raise ValueError(f"generations: got {generations}, wanted at least the {config.generations} of {folder}")
-    changed = dataclasses.replace(
-        config,
-        generations=config.generations if generations is None else generations,
-        workers=config.workers if workers is None else workers,
-    )
+    changed = run_folder.resumed(folder, config, generations, workers)
     if changed != config:
         with open_journal(folder, config):  # nobody else is using the folder
             run_folder.write_config(folder, changed, METHOD, rule="nasbnn")

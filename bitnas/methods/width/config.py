@@ -14,6 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnas.methods.settings import (
+    MEASURED,
+    TABLE,
+    check_fractions,
+    check_integers,
+    check_limits,
+    check_names,
+    check_workers,
+)
 from bitnas.search.pareto import Objective
 from bitnas.search.space import DEFAULT_CHOICES, Genome
 
@@ -33,8 +42,6 @@ SPREADS = {"latency_us": ("latency_low_us", "latency_high_us"), "fitness": ("fit
 
 # Settings that change how long a run takes but not what it finds.
 _EXECUTION = ("workers",)
-
-MEASURED, TABLE = "measured", "table"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +129,22 @@ class WidthSearchConfig:
     memory_limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "recipe", "parent_recipe", "scheme", "latency_source", "device"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted a name")
+        check_names(self, ("model", "data", "recipe", "parent_recipe", "scheme", "latency_source", "device"))
         for name in ("rule", "latency_table"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise TypeError(
                     f"{name}: got {value!r}, wanted a {'path' if name == 'latency_table' else 'name'} or None"
                 )
-        for name, known in (("latency_source", (MEASURED, TABLE)), ("device", ("cpu", "cuda"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(known)}")
         if self.latency_table is not None and self.latency_source != TABLE:
             raise ValueError(
                 f"latency_table: got {self.latency_table!r} with latency_source 'measured', wanted 'table'"
             )
-        self._check_workers()
+        check_workers(self.workers)
         for name in ("inherit", "start_uniform"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
-        for name, low in _INTEGERS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: got {value!r}, wanted an integer")
-            if value < low:
-                raise ValueError(f"{name}: got {value}, wanted at least {low}")
+        check_integers(self, _INTEGERS)
         for name in ("fitness_lambda", "latency_weight", "base_width", "train_fraction", "val_fraction", *_TOLERANCES):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -158,23 +155,8 @@ class WidthSearchConfig:
                     f"{name}: got {value}, wanted a finite number {'above' if positive else 'of at least'} 0"
                 )
             object.__setattr__(self, name, float(value))
-        if self.train_fraction + self.val_fraction >= 1:
-            raise ValueError(
-                f"train_fraction, val_fraction: got {self.train_fraction} and {self.val_fraction}, "
-                "wanted a sum below 1, so that a test split remains"
-            )
-        for name, unit in _OPTIONAL.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}: got {value!r}, wanted {unit} or None")
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: got {value}, wanted positive {unit} or None")
-        if self.memory_limit is not None and self.memory_limit < _LEAST_MEMORY:
-            raise ValueError(
-                f"memory_limit: got {self.memory_limit} GiB, wanted at least {_LEAST_MEMORY}, which torch needs"
-            )
+        check_fractions(self)
+        check_limits(self, _OPTIONAL)
         choices = tuple(sorted(float(choice) for choice in self.choices))
         if len(choices) < 2 or len(set(choices)) != len(choices) or not all(0 < c < math.inf for c in choices):
             raise ValueError(f"choices: got {self.choices!r}, wanted at least two distinct positive ratios")
@@ -204,15 +186,6 @@ class WidthSearchConfig:
                 f"latency_source: got 'table', but no latency takes part in this search of {', '.join(objectives)}; "
                 "add it to the objectives, or give a latency_weight or latency_budget"
             )
-
-    def _check_workers(self) -> None:
-        workers = self.workers
-        if isinstance(workers, bool) or not isinstance(workers, int | str):
-            raise TypeError(f"workers: got {workers!r}, wanted an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'")
-        if isinstance(workers, str) and workers != "ray" and ":" not in workers:
-            raise ValueError(f"workers: got {workers!r}, wanted an integer, 'ray', 'HOST:PORT' or 'ray://HOST:PORT'")
-        if isinstance(workers, int) and workers < 0:
-            raise ValueError(f"workers: got {workers}, wanted at least 0")
 
     @property
     def single_objective(self) -> bool:
@@ -290,7 +263,6 @@ _INTEGERS = {
     "latency_threads": 1,
     "parent_threads": 1,
 }
-_LEAST_MEMORY = 0.5  # GiB; a worker that has imported torch holds a quarter
 _OPTIONAL = {
     "timeout": "seconds",
     "memory_limit": "GiB",

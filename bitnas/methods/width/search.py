@@ -6,7 +6,6 @@ what is in the folder is used, what is missing is made, and the result is that o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from dataclasses import dataclass
@@ -112,15 +111,7 @@ def search(
             )
         rows = _front_rows(front, config)
         run_folder.write_front(folder, rows)
-    notify(
-        {
-            "event": "search_end",
-            "evaluated": len(result.candidates),
-            "failed": sum(candidate.status == "failed" for candidate in result.candidates),
-            "rejected": sum(candidate.status == "rejected" for candidate in result.candidates),
-            "front": len(rows),
-        }
-    )
+    notify(run_folder.search_end(result, rows))
     return SearchResult(folder, config, rows, result.history)
 
 
@@ -146,13 +137,7 @@ def resume(
     """
     folder = Path(out)
     config = read_config(folder)
-    if generations is not None and generations < config.generations:
-        raise ValueError(f"generations: got {generations}, wanted at least the {config.generations} of {folder}")
-    changed = dataclasses.replace(
-        config,
-        generations=config.generations if generations is None else generations,
-        workers=config.workers if workers is None else workers,
-    )
+    changed = run_folder.resumed(folder, config, generations, workers)
     if changed != config:
         with open_journal(folder, config):  # nobody else is using the folder
             run_folder.write_config(folder, changed, METHOD, rule=changed.counting_rule)
