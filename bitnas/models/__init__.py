@@ -1,6 +1,6 @@
 """Networks as plain modules, made by name over a width code or from an architecture of their own."""
 
-from bitnas.models import nasbnn, resnet18, vgg_small  # noqa: F401  (importing one registers it)
+from bitnas.models import bars, nasbnn, resnet18, vgg_small  # noqa: F401  (importing one registers it)
 from bitnas.models.config import ModelConfig
 from bitnas.models.registry import (
     NetworkConfig,

@@ -3,6 +3,8 @@
 from bitnas.nn.binarizers import (
     SCHEMES,
     ActivationBinarizer,
+    BarsActivation,
+    BarsWeight,
     BiRealActivation,
     BiRealWeight,
     DoReFaActivation,
@@ -15,6 +17,7 @@ from bitnas.nn.binarizers import (
     get_scheme,
     sign,
 )
+from bitnas.nn.cells import FitChannels, JoinNodes
 from bitnas.nn.channels import ChannelBias, RPReLU, TileChannels
 from bitnas.nn.layers import BinaryConv2d, BinaryLinear
 from bitnas.nn.quantized import LSQConv2d
@@ -22,6 +25,8 @@ from bitnas.nn.quantized import LSQConv2d
 __all__ = [
     "SCHEMES",
     "ActivationBinarizer",
+    "BarsActivation",
+    "BarsWeight",
     "BiRealActivation",
     "BiRealWeight",
     "BinaryConv2d",
@@ -29,6 +34,8 @@ __all__ = [
     "ChannelBias",
     "DoReFaActivation",
     "DoReFaWeight",
+    "FitChannels",
+    "JoinNodes",
     "LSQConv2d",
     "NasBnnWeight",
     "RPReLU",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 Encoding = Literal["sign", "unit"]
 
 _NO_DEVIATION = 1e-5
+_WIDE = 1.3
 
 
 def sign(x: Tensor) -> Tensor:
@@ -73,6 +74,23 @@ class _ApproxSign(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         slope = 2 - 2 * x.abs()
         return torch.where(slope > 0, grads[0] * slope, 0.0)
+
+
+class _WideClippedSign(torch.autograd.Function):
+    """sign(x), gradient of clip(x, -1.3, 1.3)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where(x.abs() < _WIDE, grads[0], 0.0)
 
 
 class _LayerScaledSign(torch.autograd.Function):
@@ -177,6 +195,18 @@ class XnorActivation(ActivationBinarizer):
         return _ClippedSign.apply(x)
 
 
+class BarsActivation(ActivationBinarizer):
+    """q(x) = sign(x); dL/dx = dL/dq where |x| < 1.3, else 0.
+
+    Zhao et al. 2020 (BARS), as in the authors' public code.
+    """
+
+    encoding: ClassVar[Encoding] = "sign"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _WideClippedSign.apply(x)
+
+
 class BiRealActivation(ActivationBinarizer):
     """q(x) = sign(x); dL/dx = dL/dq * (2 - 2|x|) where |x| < 1, else 0.
 
@@ -212,6 +242,21 @@ class DoReFaWeight(WeightBinarizer):
 
     def forward(self, w: Tensor) -> Tensor:
         return _LayerScaledSign.apply(w)
+
+
+class BarsWeight(DoReFaWeight):
+    """b = E|w| * sign(w) with one E|w| for the whole layer, of weights that are clamped to [-1, 1] in place first;
+    dL/dw = dL/db.
+
+    Zhao et al. 2020 (BARS), as in the authors' public code.
+    """
+
+    def scale(self, w: Tensor) -> Tensor:
+        return super().scale(w.clamp(-1, 1))  # the last step of a training is not clamped any more
+
+    def forward(self, w: Tensor) -> Tensor:
+        w.detach().clamp_(-1, 1)
+        return super().forward(w)
 
 
 class XnorWeight(WeightBinarizer):
@@ -279,6 +324,7 @@ SCHEMES: dict[str, Scheme] = {
     "xnor": Scheme(XnorActivation, XnorWeight),
     "bireal": Scheme(BiRealActivation, BiRealWeight),
     "nasbnn": Scheme(BiRealActivation, NasBnnWeight),
+    "bars": Scheme(BarsActivation, BarsWeight),
 }
 
 
