@@ -1,4 +1,4 @@
-"""What is chosen, as tensors: how much of each operation, width and depth. Soft while a search runs, one-hot at its end."""
+"""What is chosen, as tensors: how much of each operation, width and depth; soft while a search runs, one-hot after."""
 
 from __future__ import annotations
 
