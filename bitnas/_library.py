@@ -137,7 +137,8 @@ def _(x, threshold):
 
 @torch.library.register_fake("bitnas::pack_channels")
 def _(x, threshold, direction):
-    return torch.ops.bitnas.pack(x, 0.0)
+    once = torch.ops.bitnas.pack(x, 0.0)
+    return once if threshold.dim() == 1 else once.new_empty((threshold.shape[0], *once.shape))
 
 
 @torch.library.register_fake("bitnas::unpack")
@@ -182,7 +183,7 @@ def _(x, weight, prepared, in_channels, sh, sw, ph, pw, dh, dw, groups, unit):
 @torch.library.register_fake("bitnas::conv2d_float")
 def _(
     x, weight, prepared, scale, bias, in_channels, sh, sw, ph, pw, dh, dw, groups, unit,
-    residual=None, slope=None, dtype=None,
+    residual=None, slope=None, dtype=None, relu=False,
 ):  # fmt: skip
     sizes = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
     return x.new_empty(sizes, dtype=dtype or torch.float32).to(memory_format=torch.channels_last)
@@ -191,11 +192,12 @@ def _(
 @torch.library.register_fake("bitnas::conv2d_float_bits")
 def _(
     x, weight, prepared, scale, bias, cut, direction, in_channels, sh, sw, ph, pw, dh, dw, groups, unit,
-    residual=None, slope=None, dtype=None,
+    residual=None, slope=None, dtype=None, relu=False,
 ):  # fmt: skip
     images, channels, height, width = _conv_sizes(x, weight, (sh, sw), (ph, pw), (dh, dw))
     floats = x.new_empty((images, channels, height, width), dtype=dtype or torch.float32)
-    return floats.to(memory_format=torch.channels_last), x.new_empty((images, height, width, words_for(channels)))
+    packed = x.new_empty((*cut.shape[:-1], images, height, width, words_for(channels)))
+    return floats.to(memory_format=torch.channels_last), packed
 
 
 @torch.library.register_fake("bitnas::conv2d_bits")
@@ -217,6 +219,19 @@ def _(x, weight, prepared, scale, bias, in_features, unit, residual=None, slope=
 @torch.library.register_fake("bitnas::linear_bits")
 def _(x, weight, prepared, threshold, flip, in_features, unit):
     return x.new_empty((x.shape[0], words_for(weight.shape[0])))
+
+
+@torch.library.register_fake("bitnas::join_nodes")
+def _(shortcut, nodes, live, groups, channels, repeat, pool):
+    images, _, height, width = shortcut.shape
+    sides = ((height + 1) // 2, (width + 1) // 2) if pool else (height, width)
+    return shortcut.new_empty((images, groups * channels, *sides)).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("bitnas::join_nodes_bits")
+def _(shortcut, nodes, cut, direction, live, groups, channels, repeat, pool):
+    floats = torch.ops.bitnas.join_nodes(shortcut, nodes, live, groups, channels, repeat, pool)
+    return floats, torch.ops.bitnas.pack_channels(floats, cut, direction)
 
 
 @torch.library.register_fake("bitnas::max_pool2d_bits")

@@ -53,10 +53,13 @@ def float_epilogue(
     residual: Tensor | None = None,
     slope: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """``affine``, then + residual (channels that are fewer repeat), then PReLU, each in float32; rounded to ``dtype``
-    at the end."""
+    """``affine``, then ReLU, then + residual (channels that are fewer repeat), then PReLU, each in float32; rounded to
+    ``dtype`` at the end."""
     y = affine(dot, scale, bias)
+    if relu:
+        y = torch.where(y > 0, y, 0.0)
     if residual is not None:
         y = y + residual.float()[:, torch.arange(y.shape[1], device=y.device) % residual.shape[1]]
     if slope is not None:

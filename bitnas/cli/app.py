@@ -12,6 +12,7 @@ import typer
 
 from .. import __version__
 from .bench import bench
+from .compare import compare
 from .count import count
 from .data import data
 from .demo import demo
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich alone would take longer to import than help may take
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, bench, count, train, search, resume, report, reproduce, demo):
+for command in (doctor, bench, count, train, search, resume, report, reproduce, compare, demo):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(latency, name="latency")

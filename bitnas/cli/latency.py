@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,20 +20,25 @@ latency = typer.Typer(
     rich_markup_mode=None,
 )
 
-# Options that only the networks of one method have, by the name they have here.
-_WIDTH_ONLY = ("model", "choices", "base_width", "scheme")
-_NASBNN_ONLY = ("space",)
+# Options that not every method has, by the name they have here.
+_METHODS = {
+    "model": ("width",),
+    "choices": ("width",),
+    "base_width": ("width",),
+    "scheme": ("width",),
+    "space": ("nasbnn", "bars"),
+}
 
 _Method = Annotated[
     str,
     typer.Option(
-        help="width: widths of a network (Shen et al. 2019). nasbnn: subnets of a space (Lin et al. 2024). Options "
-        "that only one has name it first."
+        help="width: widths of a network (Shen et al. 2019). nasbnn: subnets of a space (Lin et al. 2024). bars: cells "
+        "and layouts of a space (Zhao et al. 2020). Options that not all have name theirs first."
     ),
 ]
 _Space = Annotated[
     str | None,
-    typer.Option(help="nasbnn: imagenet, cifar, small, or a JSON file. Default: that of the data set's preset."),
+    typer.Option(help="nasbnn, bars: imagenet, cifar, small, or a JSON file. Default: that of the data set's preset."),
 ]
 _Model = Annotated[
     str | None, typer.Option(help="width: network with a width code, vgg_small or resnet18. [default: vgg_small]")
@@ -237,6 +242,12 @@ def _show(device: dict[str, Any]) -> None:
 def _named(space: dict[str, Any]) -> str:
     """A space of a table in a line."""
     size = "x".join(map(str, space["input_size"]))
+    if "layout" in space:
+        operations, widths = ", ".join(space["operations"]), ",".join(f"{share:g}" for share in space["widths"])
+        return (
+            f"cells {space['layout']} of {operations}, {space['channels']} channels x {widths}, {space['preprocess']} "
+            f"convolutions before them, {size}, {space['num_classes']} classes"
+        )
     if "stages" in space:
         from ..methods.nasbnn.description import DESCRIPTIONS, Description
 
@@ -305,20 +316,18 @@ def _chosen(
     """The space that the options name, and the batch.
 
     What an option says comes first, then what the data set and its preset say, then the network or the space itself.
-    Raises ValueError for an unknown method, or an option of the other one.
+    Raises ValueError for an unknown method, or an option of another one.
     """
     from .output import integers
 
-    methods = {"width": (_width, _NASBNN_ONLY), "nasbnn": (_nasbnn, _WIDTH_ONLY)}
+    methods = {"width": _width, "nasbnn": _nasbnn, "bars": _bars}
     if method not in methods:
         raise ValueError(f"--method: got {method!r}, wanted one of {', '.join(methods)}")
-    make, foreign = methods[method]
-    for name in foreign:
-        if options[name] is not None:
-            other = "nasbnn" if method == "width" else "width"
+    for name, own in _METHODS.items():
+        if options[name] is not None and method not in own:
             raise ValueError(
-                f"--{name.replace('_', '-')}: is an option of --method {other} and says nothing of networks of "
-                f"--method {method}; leave it out"
+                f"--{name.replace('_', '-')}: is an option of --method {' and '.join(own)} and says nothing of networks "
+                f"of --method {method}; leave it out"
             )
     size, classes = integers("--input-size", input_size), num_classes
     if data is not None:
@@ -326,7 +335,7 @@ def _chosen(
 
         source = load(data)
         size, classes = size or source.input_size, classes or source.num_classes
-    space, preset = make(options, data, size, classes)
+    space, preset = methods[method](options, data, size, classes)
     return space, (batch if batch is not None else preset.get("latency_batch", 1))
 
 
@@ -369,14 +378,30 @@ def _nasbnn(
     from ..methods.nasbnn.latency import LatencySpace
 
     preset = _preset(PRESETS, data)
+    space = load(_space_name(options, preset, DESCRIPTIONS))
+    return LatencySpace(space.for_data(size or space.input_size, classes or space.num_classes)), preset
+
+
+def _bars(
+    options: dict[str, Any], data: str | None, size: tuple[int, ...] | None, classes: int | None
+) -> tuple[TableSpace, dict[str, Any]]:
+    from ..methods.bars.config import PRESETS
+    from ..methods.bars.description import DESCRIPTIONS, load
+    from ..methods.bars.latency import LatencySpace
+
+    preset = _preset(PRESETS, data)
+    space = load(_space_name(options, preset, DESCRIPTIONS))
+    return LatencySpace(space.for_data(size or space.input_size, classes or space.num_classes)), preset
+
+
+def _space_name(options: dict[str, Any], preset: dict[str, Any], known: Iterable[str]) -> str:
     name = options["space"] or preset.get("space")
     if name is None:
         raise ValueError(
-            f"--space: got none, wanted one of {', '.join(DESCRIPTIONS)}, or a JSON file; --data digits, say, chooses "
-            "that of its preset"
+            f"--space: got none, wanted one of {', '.join(known)}, or a JSON file; --data digits, say, chooses that of "
+            "its preset"
         )
-    space = load(name)
-    return LatencySpace(space.for_data(size or space.input_size, classes or space.num_classes)), preset
+    return name
 
 
 @contextmanager

@@ -103,6 +103,18 @@ def subnets_table(networks: Sequence[Network]) -> Table:
     return table(["network", "accuracy", "BOPs", "OPs", "latency", "packed size", "verified", "channels"], rows)
 
 
+def cells_table(networks: Sequence[Network]) -> Table:
+    """The same of networks of cells: the width of each group, and how many cells of each stage are kept."""
+    rows = []
+    for index, network in enumerate(networks):
+        label = str(network.values.get("label") or f"front {index + 1}")
+        own = network.values.get("architecture") or {}
+        layout = [",".join(f"{number:g}" for number in own.get(name) or ()) for name in ("widths", "depths")]
+        rows.append([label, *_figures(network, "bops", "flops"), *layout])
+    columns = ["network", "accuracy", "BOPs", "FLOPs", "latency", "packed size", "verified", "widths", "depths"]
+    return table(columns, rows)
+
+
 def _channels(subnet: Mapping[str, Any]) -> str:
     words = [str(subnet.get("stem", ""))]
     for block in subnet.get("blocks", ()):

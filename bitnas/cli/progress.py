@@ -96,6 +96,25 @@ class ProgressView:
         else:
             self.say(f"supernet trained: biggest subnet {_percent(event['accuracy'])} on the validation split")
 
+    def _on_derive_start(self, event: dict[str, Any]) -> None:
+        self.say(
+            f"search by gradient in {event['folder']}: a supernet of {event['epochs']} epochs, then {event['samples']} "
+            f"networks judged by {', '.join(event['objectives'])}"
+        )
+
+    def _on_architecture_epoch(self, event: dict[str, Any]) -> None:
+        if (event["epoch"] + 1) % max(1, event["epochs"] // 10) == 0 or event["epoch"] + 1 == event["epochs"]:
+            self.say(_epoch_of_architecture(event))
+
+    def _on_architecture_end(self, event: dict[str, Any]) -> None:
+        self.say(
+            f"supernet trained for {event['epochs']} epochs; the likeliest operation of {_percent(event['skips'])} of "
+            "the edges is a skip"
+        )
+
+    def _on_derived(self, event: dict[str, Any]) -> None:
+        self.say(f"{event['networks']} networks derived from its probabilities")
+
     def _on_generation_start(self, event: dict[str, Any]) -> None:
         self._generation = f"generation {event['generation'] + 1}/{event['generations']}"
 
@@ -131,6 +150,23 @@ class ProgressView:
 
     def _on_study_network(self, event: dict[str, Any]) -> None:
         self.say(f"{event['label']}: {_percent(event['accuracy'])}, frozen, verified and timed")
+
+
+def _epoch_of_architecture(event: dict[str, Any]) -> str:
+    """An epoch of a search by gradient in a line."""
+    from ..report import numbers
+
+    words = [f"epoch {event['epoch'] + 1}/{event['epochs']}: loss {event['loss']:.3f}"]
+    if event["arch_loss"] is not None:
+        words.append(f"architecture's {event['arch_loss']:.3f}")
+    units = {"flops": ("FLOPs", numbers.count), "latency": ("latency", numbers.duration)}
+    for name, value in event["expected"].items():
+        word, shown = units[name]
+        budget = f" of {shown(event['budgets'][name])}" if name in event["budgets"] else ""
+        words.append(f"expected {word} {shown(value)}{budget}")
+    words.append(f"entropy {event['entropies']['edges']:.2f} of edges, {event['entropies']['layout']:.2f} of layout")
+    words.append(f"skips {_percent(event['skips'])}")
+    return ", ".join(words)
 
 
 def _metric(name: str, value: float) -> str:

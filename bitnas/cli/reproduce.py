@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-PAPERS = ("shen2019", "nasbnn")
+PAPERS = ("shen2019", "nasbnn", "bars")
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -20,7 +20,7 @@ def _seeds(text: str) -> int | list[int]:
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Which paper: shen2019 or nasbnn.")],
+    paper: Annotated[str, typer.Argument(help="Which paper: shen2019, nasbnn or bars.")],
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and CSV, made if missing.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only the row of this key; may be repeated.")] = None,
     latency: Annotated[
@@ -62,13 +62,24 @@ def reproduce(
     against: Annotated[
         bool, typer.Option("--against", help="nasbnn: its front beside random search and the width search.")
     ] = False,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(help="bars: cells, guards, cost or parts, on --data with --seeds; may be repeated."),
+    ] = None,
+    search_epochs: Annotated[int | None, typer.Option(help="With --study: of each search. [the preset's]")] = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="With --study cost: device table; without one it is built in the folder.")
+    ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Of --train, of a claim's runoff and test, of --ranking or --against.")
+        int | None,
+        typer.Option(
+            help="Of --train, of a claim's runoff and test, of the networks of --ranking, --against or --study."
+        ),
     ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Of --claim, --ablation or --against: how many, each with its own split, or which: 3,4,5. [3]"
+            help="Of --claim, --ablation, --against or --study: how many, each with its own split, or which: 3,4,5. [3]"
         ),
     ] = None,
     repeats: Annotated[
@@ -79,17 +90,36 @@ def reproduce(
 ) -> None:
     """Recompute what a paper prints, mark what is equal and what is not, and find its misprints.
 
-    With --claim, --ranking, --ablation or --against, train and search on a data set to test what a paper claims. The
-    same command goes on after a stop, if it has a folder.
+    With --claim, --ranking, --ablation, --against or --study, train and search on a data set to test what a paper
+    claims. The same command goes on after a stop, if it has a folder.
     """
     if paper not in PAPERS:
         raise ValueError(f"paper: got {paper!r}, wanted one of {', '.join(PAPERS)}")
     studies = {"ranking": ranking, "ablation": ablation, "against": against}
     common: dict[str, Any] = {"rows": row or None, "batch": batch, "threads": threads, "retime": retime}
+    of_bars = {"study": study, "search_epochs": search_epochs, "latency_table": latency_table}
+    of_widths = {"table": table, "train": train, "recipe": recipe, "claim": claim, "budget": budget, "seed": seed}
+    of_widths |= {"population": population, "generations": generations, "base_width": base_width != 1}
+    if paper == "bars":
+        _refuse(paper, of_widths | studies | {"repeats": repeats})
+        if study:
+            from .reproduce_bars import run_studies as run_studies_of_bars
+
+            if out is None:
+                raise ValueError("--study needs --out, a folder for what it trains")
+            settings: dict[str, Any] = {"data": data, "epochs": epochs, "search_epochs": search_epochs}
+            settings |= {"workers": workers, "table": latency_table, "seeds": seeds and _seeds(seeds)}
+            run_studies_of_bars(out, json, study, **{n: v for n, v in settings.items() if v is not None})
+            return
+        _refuse(paper, {"data": data, "epochs": epochs, "workers": workers, "seeds": seeds})
+        _refuse(paper, {name: value for name, value in of_bars.items() if name != "study"})
+        from .reproduce_known import run_known
+
+        run_known(paper, out, json, latency=latency, **common)
+        return
+    _refuse(paper, of_bars)
     if paper == "nasbnn":
-        other = {"table": table, "train": train, "recipe": recipe, "claim": claim, "budget": budget, "seed": seed}
-        other |= {"population": population, "generations": generations, "base_width": base_width != 1}
-        _refuse(paper, other)
+        _refuse(paper, of_widths)
         if any(studies.values()):
             from .reproduce_nasbnn import run_studies
 
@@ -103,7 +133,7 @@ def reproduce(
         _refuse(paper, {"data": data, "epochs": epochs, "repeats": repeats, "workers": workers, "seeds": seeds})
         from .reproduce_known import run_known
 
-        run_known(out, json, latency=latency, **common)
+        run_known(paper, out, json, latency=latency, **common)
         return
     _refuse(paper, studies)
     from . import reproduce_shen2019
@@ -150,5 +180,5 @@ def reproduce(
 def _refuse(paper: str, options: dict[str, Any]) -> None:
     """An option that says nothing about a paper is a mistake, not something to leave unsaid."""
     for name, value in options.items():
-        if value not in (None, False, 0):
+        if value not in (None, False, 0, []):
             raise ValueError(f"--{name.replace('_', '-')} says nothing about {paper} here; see bitnas reproduce --help")

@@ -1,4 +1,4 @@
-"""`bitnas reproduce nasbnn` without a study: what is known of NAS-BNN beside what bitnas computes."""
+"""`bitnas reproduce nasbnn | bars` without a study: what is known of a paper beside what bitnas computes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
-def run_known(out: Path | None, as_json: bool, **options: Any) -> None:
-    """Compare and print; `options` are those of `bitnas.methods.nasbnn.reproduce.reproduce`."""
-    from ..methods.nasbnn.published import EVIDENCE
-    from ..methods.nasbnn.reproduce import brief, cells, columns, reproduce, title
+def run_known(paper: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Compare and print; `options` are those of the `reproduce` of the paper's method."""
+    from ..methods.known import brief, cells, columns, title
     from .output import console, interruptible, print_json, table
     from .progress import ProgressView
 
+    if paper == "bars":
+        from ..methods.bars.reproduce import reproduce
+    else:
+        from ..methods.nasbnn.reproduce import reproduce
     kept = f"finished rows are kept. To go on: {shlex.join(['bitnas', *sys.argv[1:]])}"
     with interruptible(kept if out is not None else "nothing is kept without --out"), ProgressView() as view:
         result = reproduce(out, **options, on_progress=view)
@@ -27,9 +30,9 @@ def run_known(out: Path | None, as_json: bool, **options: Any) -> None:
         return
     screen = console()
     for found in result["tables"]:
-        names, rows = brief(found) if found["table"] == 1 else (columns(found), cells(found))
+        names, rows = brief(found) if found["timed"] else (columns(found), cells(found))
         # Costs and what is measured apart, to fit a terminal; a column without a single figure tells nothing.
-        parts = [range(1, 5), range(5, len(names))] if found["table"] == 1 else [range(1, len(names))]
+        parts = [range(1, 5), range(5, len(names))] if found["timed"] else [range(1, len(names))]
         for part in parts:
             shown = [0, *(i for i in part if any(row[i] != "–" for row in rows))]
             screen.print(
@@ -37,7 +40,7 @@ def run_known(out: Path | None, as_json: bool, **options: Any) -> None:
             )
     screen.print("= equal to the known figure when rounded as that is", markup=False)
     used = {row["evidence"] for found in result["tables"] for row in found["rows"]}
-    for name, meaning in EVIDENCE.items():
+    for name, meaning in result["evidence"].items():
         if name in used:
             screen.print(f"{name:>13}  {meaning}", markup=False)
     for finding in result["findings"]:

@@ -12,33 +12,72 @@ import typer
 if TYPE_CHECKING:
     from ..report.records import Run
 
-# Options that only one method has, by what they set, and what the other method has in their place.
-_WIDTH = {
-    "model": "its networks are those of a space (--space)",
-    "epochs": "its candidates are not trained; --supernet-epochs sets the supernet's",
-    "parent_epochs": "it has no parent; --supernet-epochs sets the supernet's",
-    "choices": "its choices are in a space (--space FILE.json)",
-    "fitness_lambda": "it has no fitness; see --objectives",
-    "budget": "its limit is --ops-window",
-    "latency_weight": "it has no fitness; use --objectives accuracy,latency",
-    "base_width": "its widths are in a space (--space FILE.json)",
-    "inherit": "its candidates always take the supernet's weights",
-}
-_NASBNN = {
-    "space": "its choices are --model and --choices",
+METHODS = ("width", "nasbnn", "bars")
+
+# For each method the options that it does not have, by what they set, and what it has in their place.
+_NO_SUPERNET = {
     "supernet": "it trains a parent",
     "supernet_epochs": "it trains a parent; use --parent-epochs",
     "bi_teacher": "it has no supernet",
     "bi_transformation": "it has no supernet",
     "weight_normalization": "it has no supernet",
     "consistency": "it has no supernet",
-    "mutations": "its generations are all of --population",
-    "crossovers": "its generations are all of --population",
-    "mutation_rate": "it mutates one ratio of each child on average",
-    "ops_window": "its limit is --budget",
-    "bucket": "it keeps no archive",
-    "calibration_batches": "it trains its candidates",
-    "calibration_size": "it trains its candidates",
+}
+_NO_GRADIENT = {
+    "samples": "its candidates are those of --population and --generations",
+    "sample_layout": "it draws nothing from a supernet",
+    "train_epochs": "use --epochs",
+    "controller": "it searches without a gradient",
+    "cost": "its costs are --objectives",
+    "flops_budget": "its limit is --budget",
+}
+_REFUSED: dict[str, dict[str, str]] = {
+    "width": {
+        **_NO_SUPERNET,
+        **_NO_GRADIENT,
+        "space": "its choices are --model and --choices",
+        "mutations": "its generations are all of --population",
+        "crossovers": "its generations are all of --population",
+        "mutation_rate": "it mutates one ratio of each child on average",
+        "ops_window": "its limit is --budget",
+        "bucket": "it keeps no archive",
+        "calibration_batches": "it trains its candidates",
+        "calibration_size": "it trains its candidates",
+    },
+    "nasbnn": {
+        **_NO_GRADIENT,
+        "train_epochs": "its candidates are not trained",
+        "flops_budget": "its limit is --ops-window",
+        "model": "its networks are those of a space (--space)",
+        "epochs": "its candidates are not trained; --supernet-epochs sets the supernet's",
+        "parent_epochs": "it has no parent; --supernet-epochs sets the supernet's",
+        "choices": "its choices are in a space (--space FILE.json)",
+        "fitness_lambda": "it has no fitness; see --objectives",
+        "budget": "its limit is --ops-window",
+        "latency_weight": "it has no fitness; use --objectives accuracy,latency",
+        "base_width": "its widths are in a space (--space FILE.json)",
+        "inherit": "its candidates always take the supernet's weights",
+    },
+    "bars": {
+        **_NO_SUPERNET,
+        "supernet": "its supernet is the search",
+        "supernet_epochs": "use --epochs",
+        "population": "use --samples, the networks derived from the supernet",
+        "generations": "it derives its networks at once; use --samples",
+        "mutations": "it searches by gradient",
+        "crossovers": "it searches by gradient",
+        "mutation_rate": "it searches by gradient",
+        "ops_window": "its budget is --flops-budget",
+        "bucket": "it keeps no archive",
+        "model": "its networks are those of a space (--space)",
+        "parent_epochs": "it has no parent; --epochs sets the supernet's",
+        "choices": "its choices are in a space (--space FILE.json)",
+        "fitness_lambda": "it has no fitness; see --cost",
+        "budget": "its budgets are --flops-budget and --latency-budget",
+        "latency_weight": "use --cost latency with --latency-budget",
+        "base_width": "its channels are in a space (--space FILE.json)",
+        "inherit": "--train-epochs 0 judges with the supernet's weights",
+    },
 }
 
 
@@ -48,25 +87,31 @@ def search(
         str,
         typer.Option(
             help="width: widths of a network, each candidate trained (Shen et al. 2019). nasbnn: subnets of a binary "
-            "supernet (Lin et al. 2024). Options that only one has name it first."
+            "supernet (Lin et al. 2024). bars: cells, widths and depths by gradient (Zhao et al. 2020). Options that "
+            "not all have name those that do."
         ),
     ] = "width",
     data: Annotated[str, typer.Option(help="Data set: a name of `bitnas data list`, a folder or a file.")] = "digits",
     population: Annotated[
         int | None,
-        typer.Option(help="Candidates per generation; for nasbnn of the first. [papers: 32; 512]"),
+        typer.Option(help="width, nasbnn: candidates per generation; for nasbnn of the first. [papers: 32; 512]"),
     ] = None,
-    generations: Annotated[int | None, typer.Option(help="How many generations. [papers: 50; 21]")] = None,
+    generations: Annotated[
+        int | None, typer.Option(help="width, nasbnn: how many generations. [papers: 50; 21]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the split, the candidates and the strategy.")] = 0,
     objectives: Annotated[
         str | None,
         typer.Option(
             help="The paper's: fitness for width, archive for nasbnn. For width also accuracy, within a budget. For "
-            "both two and more of accuracy, ops, flops, bops, memory, latency."
+            "all two and more of accuracy, ops, flops, bops, memory, latency; for bars they decide the front."
         ),
     ] = None,
     latency_budget: Annotated[
-        float | None, typer.Option(help="Largest latency of a candidate, in us per batch.")
+        float | None,
+        typer.Option(
+            help="Largest latency of a candidate, in us per batch. bars: of the expected one (--cost latency)."
+        ),
     ] = None,
     latency_source: Annotated[
         str | None, typer.Option(help="measured: time each candidate whole; table: add up what `latency build` timed.")
@@ -89,7 +134,7 @@ def search(
         typer.Option(
             "--study",
             help="Then, for width, retrain the best beside uniform widths of equal cost; for nasbnn, freeze subnets of "
-            "the front with inherited and with fine-tuned weights.",
+            "the front with inherited and with fine-tuned weights; for bars, retrain and freeze networks of the front.",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the front (and the study) as JSON.")] = False,
@@ -99,7 +144,9 @@ def search(
             help="width: network with a width code, vgg_small or resnet18. Default: that of the data set, or vgg_small."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="width: training epochs of a candidate.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="width: training epochs of a candidate. bars: of the supernet. [bars paper: 50]")
+    ] = None,
     parent_epochs: Annotated[int | None, typer.Option(help="width: training epochs of the widest network.")] = None,
     choices: Annotated[
         str | None, typer.Option(help="width: ratios allowed for each width. [paper: 0.25,0.5,1,2,3,4]")
@@ -123,7 +170,7 @@ def search(
         ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="nasbnn: imagenet, cifar, small, or a file.json. Default: by the data.")
+        str | None, typer.Option(help="nasbnn, bars: imagenet, cifar, small, or a file.json. Default: by the data.")
     ] = None,
     supernet: Annotated[
         Path | None, typer.Option(help="nasbnn: file of a trained supernet of this space and data, not to train one.")
@@ -155,9 +202,34 @@ def search(
     ] = None,
     bucket: Annotated[float | None, typer.Option(help="nasbnn: OPs of one bucket of the archive. [paper: 2e6]")] = None,
     calibration_batches: Annotated[
-        int | None, typer.Option(help="nasbnn: batches that batch norm is measured on. [paper: 10]")
+        int | None, typer.Option(help="nasbnn, bars: batches that batch norm is measured on. [paper: 10]")
     ] = None,
-    calibration_size: Annotated[int | None, typer.Option(help="nasbnn: images in each. [paper: 2048]")] = None,
+    calibration_size: Annotated[int | None, typer.Option(help="nasbnn, bars: images in each. [paper: 2048]")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="bars: networks derived from the supernet and judged. [paper: 8]")
+    ] = None,
+    sample_layout: Annotated[
+        bool | None,
+        typer.Option(
+            "--sample-layout/--no-sample-layout",
+            help="bars: draw widths and depths too, not the likeliest. [paper: no]",
+        ),
+    ] = None,
+    train_epochs: Annotated[
+        int | None,
+        typer.Option(help="bars: epochs of training each derived network; 0 judges with the supernet's weights."),
+    ] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(help="bars: what the loss holds beside accuracy: none, flops, latency (of a table), or both."),
+    ] = None,
+    flops_budget: Annotated[
+        float | None, typer.Option(help="bars: expected FLOPs from which the loss grows. [paper: 5e8]")
+    ] = None,
+    controller: Annotated[
+        Path | None,
+        typer.Option(help="bars: file.json of settings of the training: optimizers, relaxations, guards, schedules."),
+    ] = None,
 ) -> None:
     """Search networks and write DIR/front.json and DIR/report.html.
 
@@ -167,56 +239,57 @@ def search(
     """
     from .output import floats, names
 
-    shared = {
-        "population": population,
-        "generations": generations,
-        "objectives": names(objectives),
-        "latency_budget": latency_budget,
-        "latency_source": latency_source or (None if latency_table is None else "table"),
-        "latency_table": None if latency_table is None else str(latency_table.absolute()),
-        "latency_batch": latency_batch,
-        "latency_threads": latency_threads,
-        "recipe": recipe,
-        "device": device,
-        "workers": _workers(workers),
-        "timeout": timeout,
-        "memory_limit": memory_limit,
-    }
-    only_width = {
-        "model": model,
-        "epochs": epochs,
-        "parent_epochs": parent_epochs,
-        "choices": floats("--choices", choices),
-        "fitness_lambda": fitness_lambda,
-        "budget": budget,
-        "latency_weight": latency_weight,
-        "base_width": base_width,
-        "inherit": inherit,
-    }
-    only_nasbnn = {
-        "space": space,
-        "supernet": supernet,
-        "supernet_epochs": supernet_epochs,
-        "bi_teacher": bi_teacher,
-        "bi_transformation": bi_transformation,
-        "weight_normalization": weight_normalization,
-        "consistency": consistency,
-        "mutations": mutations,
-        "crossovers": crossovers,
-        "mutation_rate": mutation_rate,
-        "ops_window": floats("--ops-window", ops_window),
-        "bucket": bucket,
-        "calibration_batches": calibration_batches,
-        "calibration_size": calibration_size,
-    }
-    if method == "width":
-        _refuse(only_nasbnn, _NASBNN, "nasbnn", "width")
-        _search_widths(data, {**shared, **only_width, "seed": seed}, out, study=study, json=json)
-    elif method == "nasbnn":
-        _refuse(only_width, _WIDTH, "width", "nasbnn")
-        _search_subnets(data, {**shared, **only_nasbnn, "seed": seed}, out, study=study, json=json)
-    else:
-        raise ValueError(f"--method: got {method!r}, wanted width or nasbnn")
+    if method not in METHODS:
+        raise ValueError(f"--method: got {method!r}, wanted one of {', '.join(METHODS)}")
+    given = _given(
+        {
+            "population": population,
+            "generations": generations,
+            "objectives": names(objectives),
+            "latency_budget": latency_budget,
+            "latency_source": latency_source,
+            "latency_table": None if latency_table is None else str(latency_table.absolute()),
+            "latency_batch": latency_batch,
+            "latency_threads": latency_threads,
+            "recipe": recipe,
+            "device": device,
+            "workers": _workers(workers),
+            "timeout": timeout,
+            "memory_limit": memory_limit,
+            "model": model,
+            "epochs": epochs,
+            "parent_epochs": parent_epochs,
+            "choices": floats("--choices", choices),
+            "fitness_lambda": fitness_lambda,
+            "budget": budget,
+            "latency_weight": latency_weight,
+            "base_width": base_width,
+            "inherit": inherit,
+            "space": space,
+            "supernet": supernet,
+            "supernet_epochs": supernet_epochs,
+            "bi_teacher": bi_teacher,
+            "bi_transformation": bi_transformation,
+            "weight_normalization": weight_normalization,
+            "consistency": consistency,
+            "mutations": mutations,
+            "crossovers": crossovers,
+            "mutation_rate": mutation_rate,
+            "ops_window": floats("--ops-window", ops_window),
+            "bucket": bucket,
+            "calibration_batches": calibration_batches,
+            "calibration_size": calibration_size,
+            "samples": samples,
+            "sample_layout": sample_layout,
+            "train_epochs": train_epochs,
+            "cost": cost,
+            "flops_budget": flops_budget,
+            "controller": controller,
+        }
+    )
+    _refuse(given, method)
+    start = {"width": _search_widths, "nasbnn": _search_subnets, "bars": _search_cells}[method]
+    start(data, {**given, "seed": seed}, out, study=study, json=json)
 
 
 def resume(
@@ -233,34 +306,41 @@ def resume(
 
     options: dict[str, Any] = {"generations": generations, "workers": _workers(workers)}
     method = read_method(run_dir)
+    go_on, examine = _of(
+        method, f"{run_dir} holds a search by the method {method}, which this version of bitnas does not know"
+    )
+    run_to_report(
+        lambda view: go_on(run_dir, **options, on_progress=view), run_dir, study=examine if study else None, json=json
+    )
+
+
+def _of(method: str, otherwise: str) -> tuple[Any, Any]:
+    """What resumes a method's searches, and what studies their fronts. Raises ValueError(otherwise) for an unknown."""
     if method == "width":
         from ..methods import width
 
-        run_to_report(
-            lambda view: width.resume(run_dir, **options, on_progress=view),
-            run_dir,
-            study=width.study if study else None,
-            json=json,
-        )
-    elif method == "nasbnn":
+        return width.resume, width.study
+    if method == "nasbnn":
         from ..methods import nasbnn
+        from ..methods.nasbnn.deploy import deploy
 
-        run_to_report(
-            lambda view: nasbnn.resume(run_dir, **options, on_progress=view),
-            run_dir,
-            study=_deploy if study else None,
-            json=json,
-        )
-    else:
-        raise ValueError(f"{run_dir} holds a search by the method {method}, which this version of bitnas does not know")
+        return nasbnn.resume, deploy
+    if method == "bars":
+        from ..methods import bars
+        from ..methods.bars.deploy import deploy as deploy_cells
+
+        return bars.resume, deploy_cells
+    raise ValueError(otherwise)
 
 
-def _refuse(given: Mapping[str, Any], instead: Mapping[str, str], owner: str, method: str) -> None:
-    """Name an option of another method, and what this one has."""
+def _refuse(given: Mapping[str, Any], method: str) -> None:
+    """Name an option of other methods, and what this one has."""
     for name, value in given.items():
-        if value is not None:
+        if name in _REFUSED[method]:
+            owners = " and ".join(other for other in METHODS if name not in _REFUSED[other])
             raise ValueError(
-                f"{_option(name, value)} is an option of --method {owner}; leave it out for {method}: {instead[name]}"
+                f"{_option(name, value)} is an option of --method {owners}; leave it out for {method}: "
+                f"{_REFUSED[method][name]}"
             )
 
 
@@ -278,10 +358,15 @@ def _workers(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.lstrip("-").isdigit() else text
 
 
+def _reads_table(settings: dict[str, Any]) -> dict[str, Any]:
+    """A table that is named is read."""
+    return {"latency_source": "table", **settings} if "latency_table" in settings else settings
+
+
 def _search_widths(data: str, values: dict[str, Any], out: Path, *, study: bool, json: bool) -> None:
     from ..methods import width
 
-    config = width.preset(data, **_given(values))
+    config = width.preset(data, **_reads_table(values))
     run_to_report(
         lambda view: width.search(config, out, on_progress=view), out, study=width.study if study else None, json=json
     )
@@ -290,8 +375,9 @@ def _search_widths(data: str, values: dict[str, Any], out: Path, *, study: bool,
 def _search_subnets(data: str, values: dict[str, Any], out: Path, *, study: bool, json: bool) -> None:
     from ..methods import nasbnn
     from ..methods.nasbnn.config import STRATEGIES
+    from ..methods.nasbnn.deploy import deploy
 
-    settings = _given(values)
+    settings = _reads_table(values)
     supernet, window = settings.pop("supernet", None), settings.pop("ops_window", None)
     if window is not None:
         if len(window) != 2:
@@ -305,9 +391,43 @@ def _search_subnets(data: str, values: dict[str, Any], out: Path, *, study: bool
     run_to_report(
         lambda view: nasbnn.search(config, out, supernet=supernet, on_progress=view),
         out,
-        study=_deploy if study else None,
+        study=deploy if study else None,
         json=json,
     )
+
+
+def _search_cells(data: str, values: dict[str, Any], out: Path, *, study: bool, json: bool) -> None:
+    from ..methods import bars
+    from ..methods.bars.deploy import deploy
+
+    settings = dict(values)
+    controller = _controller(settings.pop("controller", None))
+    controller |= {name: settings.pop(name) for name in _OF_CONTROLLER if name in settings}
+    # A table that is named is read: by the loss if a latency is in it, else by the search.
+    if "latency_table" in settings and controller.get("cost") not in ("latency", "both"):
+        settings = _reads_table(settings)
+    config = bars.preset(data, **settings, controller=controller)
+    run_to_report(
+        lambda view: bars.search(config, out, on_progress=view), out, study=deploy if study else None, json=json
+    )
+
+
+_OF_CONTROLLER = ("epochs", "cost", "flops_budget", "latency_budget")
+
+
+def _controller(path: Path | None) -> dict[str, Any]:
+    """The settings of a file, which single options go before."""
+    import json
+
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"got {type(found).__name__}, wanted an object")
+    except ValueError as error:
+        raise ValueError(f"--controller: {path} is not an object of settings: {error}") from error
+    return found
 
 
 def _strategies(supernet: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,12 +447,6 @@ def _strategies(supernet: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     from ..methods.nasbnn.training import load_supernet
 
     return load_supernet(supernet).strategies.to_dict()
-
-
-def _deploy(out: Path, *, on_progress: Any) -> None:
-    from ..methods.nasbnn.deploy import deploy
-
-    deploy(out, on_progress=on_progress)
 
 
 def run_to_report(start: Any, out: Path, *, study: Any, json: bool) -> None:
@@ -363,10 +477,10 @@ def run_to_report(start: Any, out: Path, *, study: Any, json: bool) -> None:
 
 
 def _table(run: Run) -> Any:
-    from .output import networks_table, subnets_table
+    from .output import cells_table, networks_table, subnets_table
 
-    shown = run.networks or run.front
-    return subnets_table(shown) if run.config.get("method") == "nasbnn" else networks_table(shown)
+    tables = {"nasbnn": subnets_table, "bars": cells_table}
+    return tables.get(run.config.get("method", ""), networks_table)(run.networks or run.front)
 
 
 def _headline(run: Run) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..data import Source
     from ..train import Epoch, Recipe
+    from ..train.step import Passes
 
 CHECKPOINT = "train.ckpt.safetensors"
 
@@ -27,7 +28,8 @@ CHECKPOINT = "train.ckpt.safetensors"
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the weights, made if missing.")],
     model: Annotated[
-        str | None, typer.Option(help="A name of bitnas.list_models(), or of a published code. [vgg_small]")
+        str | None,
+        typer.Option(help="A name of bitnas.list_models(), or the .json file of an architecture. [vgg_small]"),
     ] = None,
     data: Annotated[str, typer.Option(help="Data set: a name, or a path that bitnas.data.load reads.")] = "digits",
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the data set's files.")] = None,
@@ -73,6 +75,16 @@ def train(
     ] = None,
     base_width: Annotated[float | None, typer.Option(help="Multiplies every base width.")] = None,
     scheme: Annotated[str | None, typer.Option(help="How weights and activations become bits. [dorefa]")] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="A trained network (model.safetensors) whose outputs are learnt beside the labels."),
+    ] = None,
+    distill: Annotated[
+        float | None, typer.Option(help="Share of the teacher in the loss, above 0 and at most 1. [0.5]")
+    ] = None,
+    auxiliary: Annotated[
+        float | None, typer.Option(help="Weight of a second classifier, for networks of BARS; 0.4 is usual. [none]")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="nasbnn trains a supernet instead of one network; --model and the like do not go with it."),
@@ -109,7 +121,15 @@ def train(
 
     if method not in (None, "nasbnn"):
         raise ValueError(f"--method must be nasbnn, or left out to train one network, got {method!r}")
-    of_networks = {"--model": model, "--ratios": ratios, "--base-width": base_width, "--scheme": scheme}
+    of_networks = {
+        "--model": model,
+        "--ratios": ratios,
+        "--base-width": base_width,
+        "--scheme": scheme,
+        "--teacher": teacher,
+        "--distill": distill,
+        "--auxiliary": auxiliary,
+    }
     of_supernets = {
         "--space": space,
         "--no-bi-teacher": no_bi_teacher or None,
@@ -120,6 +140,8 @@ def train(
     for option, value in (of_networks if method else of_supernets).items():
         if value is not None:
             raise ValueError(f"{option} {'does not go' if method else 'goes only'} with --method nasbnn")
+    if distill is not None and teacher is None:
+        raise ValueError(f"--distill {distill:g} needs a --teacher FILE")
 
     changes = {
         "epochs": epochs,
@@ -174,7 +196,10 @@ def train(
                 model=model or "vgg_small",
                 ratios=code[0] if code is not None and len(code) == 1 else code,
                 base_width=base_width,
-                scheme=scheme or "dorefa",
+                scheme=scheme,
+                teacher=teacher,
+                distill=distill,
+                auxiliary=auxiliary,
                 **common,
             )
     if result is None:  # not the process that speaks
@@ -213,7 +238,10 @@ def train_to_folder(
     changes: Mapping[str, Any],
     val_share: float | None,
     base_width: float | None,
-    scheme: str,
+    scheme: str | None,
+    teacher: Path | None,
+    distill: float | None,
+    auxiliary: float | None,
     seed: int,
     threads: int | None,
     device: str,
@@ -227,7 +255,7 @@ def train_to_folder(
 
     import torch
 
-    from .. import __version__, create_model
+    from .. import __version__
     from .. import data as datasets
     from ..data.check import class_names, preprocessing
     from ..methods.width import preset
@@ -248,15 +276,9 @@ def train_to_folder(
         share = validation_share(dataset, val_share)
         parts = data_parts(dataset, share, seed)
         torch.manual_seed(seed)
-        network: nn.Module = create_model(
-            model,
-            ratios=ratios,
-            num_classes=dataset.num_classes,
-            input_size=dataset.input_size,
-            base_width=defaults.base_width if base_width is None else base_width,
-            scheme=scheme,
-        )
+        network = _network(model, dataset, ratios, base_width, defaults.base_width, scheme, auxiliary)
         config: Any = network.config
+        passes, taught = _passes(teacher, distill, auxiliary, dataset)
         with folder.locked(out) if first else nullcontext():
             if first:
                 folder.claim(
@@ -268,6 +290,7 @@ def train_to_folder(
                         "val_share": val_share,
                         "processes": processes,
                         "recipe": {"name": name, **settings.to_dict()},
+                        **taught,
                     },
                     {"bitnas": __version__, "torch": torch.__version__, "command": command_line()},
                     out / CHECKPOINT,
@@ -276,6 +299,7 @@ def train_to_folder(
                 lines = [
                     network_line(config, data, dataset, parts),
                     recipe_line(name, RECIPES[name], settings, len(parts["train"]), place.type, processes),
+                    *(f"{name} {value}" for name, value in taught.items()),
                     *(f"note: {note}" for note in dataset.notes),
                 ]
                 say(lines, settings, len(parts["train"]))
@@ -292,6 +316,7 @@ def train_to_folder(
                     tensorboard=out / "tensorboard",
                     on_epoch=on_epoch,
                     on_step=on_step,
+                    passes=passes,
                 )
             accuracy = evaluate(network, parts["test"])
             if not first:
@@ -313,8 +338,84 @@ def train_to_folder(
                     "processes": processes,
                     "threads": torch.get_num_threads(),
                     "notes": list(dataset.notes),
+                    **taught,
                 },
             )
+
+
+def _network(
+    model: str,
+    dataset: Source,
+    ratios: float | tuple[float, ...] | None,
+    base_width: float | None,
+    usual_base_width: float,
+    scheme: str | None,
+    auxiliary: float | None,
+) -> nn.Module:
+    """The network that is trained: by name for these data, or an architecture that must be for them."""
+    import dataclasses
+
+    from .. import create_model
+    from ..models import create_model_from_config
+
+    if not model.endswith(".json"):
+        if auxiliary is not None:
+            raise ValueError(f"--auxiliary {auxiliary:g} needs an architecture of BARS, --model FILE.json, got {model}")
+        return create_model(
+            model,
+            ratios=ratios,
+            num_classes=dataset.num_classes,
+            input_size=dataset.input_size,
+            base_width=usual_base_width if base_width is None else base_width,
+            scheme=scheme or "dorefa",
+        )
+    for option, value in (("--ratios", ratios), ("--base-width", base_width), ("--scheme", scheme)):
+        if value is not None:
+            raise ValueError(f"{option} does not go with --model {model}: an architecture says everything itself")
+    network = create_model(model)
+    config: Any = network.config
+    if (tuple(config.input_size), config.num_classes) != (dataset.input_size, dataset.num_classes):
+        raise ValueError(
+            f"--model {model} is for {tuple(config.input_size)} images of {config.num_classes} classes, and "
+            f"{dataset.name} has {dataset.input_size} of {dataset.num_classes}"
+        )
+    if auxiliary is None:
+        return network
+    if not hasattr(config, "auxiliary"):
+        raise ValueError(f"--auxiliary {auxiliary:g} needs an architecture of BARS, got one of {config.name}")
+    if config.auxiliary is None:  # behind two thirds of the cells, as DARTS and its heirs have it
+        config = dataclasses.replace(config, auxiliary=2 * len(config.cells) // 3)
+    return create_model_from_config(config)
+
+
+def _passes(
+    teacher: Path | None, distill: float | None, auxiliary: float | None, dataset: Source
+) -> tuple[Passes, dict[str, Any]]:
+    """What a step computes, and the settings that say so; none for plain cross entropy."""
+    from .. import load_model
+    from ..train.distill import Distillation
+    from ..train.distill import auxiliary as with_auxiliary
+    from ..train.step import cross_entropy
+
+    if auxiliary is not None and not 0 < auxiliary < float("inf"):
+        raise ValueError(f"--auxiliary must be finite and above 0, got {auxiliary}")
+    if teacher is None:
+        if auxiliary is None:
+            return cross_entropy, {}
+        return with_auxiliary(auxiliary), {"auxiliary": auxiliary}
+    weight = 0.5 if distill is None else distill
+    if not 0 < weight <= 1:
+        raise ValueError(f"--distill must be above 0 and at most 1, got {weight}")
+    network = load_model(teacher)
+    config: Any = network.config
+    if (tuple(config.input_size), config.num_classes) != (dataset.input_size, dataset.num_classes):
+        raise ValueError(
+            f"--teacher {teacher} is for {tuple(config.input_size)} images of {config.num_classes} classes, and "
+            f"{dataset.name} has {dataset.input_size} of {dataset.num_classes}"
+        )
+    passes = Distillation(network, weight, auxiliary=auxiliary or 0.0)
+    facts = {"teacher": f"{config.name} {passes.digest}", "distill": weight}
+    return passes, facts if auxiliary is None else {**facts, "auxiliary": auxiliary}
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -369,8 +470,11 @@ def data_parts(dataset: Source, val_share: float, seed: int) -> dict[str, Source
 
 def network_line(config: Any, data: str, dataset: Source, parts: Mapping[str, Source]) -> str:
     """What is trained on what."""
-    ratios = ",".join(f"{ratio:g}" for ratio in config.ratios)
-    return f"{config.name}  base width {config.base_width:g}, ratios {ratios}, on {data}: {parts_line(dataset, parts)}"
+    shape = f"architecture {config.key()[:12]}"
+    if hasattr(config, "ratios"):
+        ratios = ",".join(f"{ratio:g}" for ratio in config.ratios)
+        shape = f"base width {config.base_width:g}, ratios {ratios}"
+    return f"{config.name}  {shape}, on {data}: {parts_line(dataset, parts)}"
 
 
 def parts_line(dataset: Source, parts: Mapping[str, Source]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Raised whenever a kernel changes speed: latencies of another version are not comparable.
-KERNEL_VERSION = 3
+KERNEL_VERSION = 4
 
 # How torch and its libraries are held to the instructions a kernel may use, so that a comparison is fair. They read
 # these once, when torch is first imported.

@@ -38,16 +38,21 @@ def unify(first: Sequence[Step], second: Sequence[Step], narrow: Sequence[int], 
     if [(s.name, s.kind, s.inputs, s.source) for s in first] != [(s.name, s.kind, s.inputs, s.source) for s in second]:
         raise UnexplainedNumber(f"networks of widths {list(narrow)} and {list(wide)} are not frozen to the same steps")
     return [
-        dataclasses.replace(a, arguments=_unified(a.arguments, b.arguments, narrow, wide))
+        dataclasses.replace(a, arguments=unify_values(a.arguments, b.arguments, narrow, wide))
         for a, b in zip(first, second, strict=True)
     ]
 
 
-def _unified(a: Any, b: Any, narrow: Sequence[int], wide: Sequence[int]) -> Any:
+def unify_values(a: Any, b: Any, narrow: Sequence[int], wide: Sequence[int]) -> Any:
+    """Two values of JSON, from networks of the widths `narrow` and `wide`, as one with open numbers.
+
+    Raises:
+        UnexplainedNumber: they differ in more than numbers, or a number does not follow from one width.
+    """
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {name: _unified(a[name], b[name], narrow, wide) for name in a}
-    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return tuple(_unified(x, y, narrow, wide) for x, y in zip(a, b, strict=True))
+        return {name: unify_values(a[name], b[name], narrow, wide) for name in a}
+    if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
+        return type(a)(unify_values(x, y, narrow, wide) for x, y in zip(a, b, strict=True))
     if a == b:
         return a
     if type(a) is int and type(b) is int:
@@ -59,18 +64,18 @@ def _unified(a: Any, b: Any, narrow: Sequence[int], wide: Sequence[int]) -> Any:
 
 def fill(outline: Iterable[Step], widths: Sequence[int]) -> tuple[Step, ...]:
     """The steps of the network of these widths."""
+    return tuple(dataclasses.replace(step, arguments=fill_values(step.arguments, widths)) for step in outline)
 
-    def value(item: Any) -> Any:
-        if isinstance(item, _Multiple):
-            return int(item.factor * widths[item.position])
-        if isinstance(item, tuple):
-            return tuple(map(value, item))
-        return item
 
-    return tuple(
-        dataclasses.replace(step, arguments={name: value(item) for name, item in step.arguments.items()})
-        for step in outline
-    )
+def fill_values(item: Any, widths: Sequence[int]) -> Any:
+    """A value of :func:`unify_values` with its numbers at these widths."""
+    if isinstance(item, _Multiple):
+        return int(item.factor * widths[item.position])
+    if isinstance(item, dict):
+        return {name: fill_values(value, widths) for name, value in item.items()}
+    if isinstance(item, list | tuple):
+        return type(item)(fill_values(value, widths) for value in item)
+    return item
 
 
 def without_chance(make: Callable[[], PackedNetwork]) -> tuple[Step, ...]:

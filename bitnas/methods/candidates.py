@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ def split_data(name: str, seed: int, train: float, val: float) -> Splits:
 def derive_seed(*parts: object) -> int:
     """A seed of 31 bits from whatever names the task."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pick_device(device: str, seed: int) -> str:

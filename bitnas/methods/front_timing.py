@@ -26,6 +26,7 @@ class Timing:
         one: latency of a genome, of (genome, settings, reference_us).
         together: latencies of several, of (genomes, settings, reference_us).
         alone: of the reference, of (genome, settings).
+        predict: latency of a genome from a device table, of (genome, settings, table).
         reference: genome or other name of the network that others are put in proportion to.
         reference_key: its key in the journal.
         reference_name: what an error calls it.
@@ -35,6 +36,7 @@ class Timing:
     one: Callable[..., dict[str, float]]
     together: Callable[..., list[dict[str, float]]]
     alone: Callable[..., dict[str, float]]
+    predict: Callable[..., dict[str, float]]
     reference: Genome
     reference_key: str
     reference_name: str
@@ -46,6 +48,13 @@ class Timing:
         if not record.ok:
             raise SearchFailed(f"{self.reference_name} has no latency to compare with: {record.reason}")
         return record.metrics["latency_us"]
+
+    def stage(self, reference_us: float | None, table: str | None) -> Stage:
+        """The stage that gives a candidate its latency: predicted where there is a `table`, else in proportion to the
+        `reference_us`. Neither runs in the workers: a timing has the machine to itself, a prediction takes no time."""
+        if table is not None:
+            return Stage("predicted-latency", self.predict, (self.settings, table), parallel=False)
+        return Stage("latency", self.one, (self.settings, reference_us), parallel=False)
 
 
 def timed_front(

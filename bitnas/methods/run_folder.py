@@ -80,9 +80,9 @@ def claim(folder: Path, config: Settings, method: str, read: Callable[[Path], Se
         existing = read(folder)
         if existing.identity(generations=True) != config.identity(generations=True):
             before, now = existing.to_dict(), config.to_dict()
-            name = next(name for name in now if before[name] != now[name])
+            name, there, here = _difference(before, now)
             raise FileExistsError(
-                f"{folder} holds a run with other settings: {name} is {before[name]} there and {now[name]} here. "
+                f"{folder} holds a run with other settings: {name} is {there} there and {here} here. "
                 "Use another folder, or `resume` to go on with the run as it was."
             )
         return
@@ -90,6 +90,16 @@ def claim(folder: Path, config: Settings, method: str, read: Callable[[Path], Se
         raise FileExistsError(f"{folder} is not empty and holds no {CONFIG}; use a new folder for a new run")
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config, method, **facts)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """The first setting that differs, by its path, with both values."""
+    name = next(name for name in now if name not in before or before[name] != now[name])
+    there, here = before.get(name), now[name]
+    if isinstance(there, Mapping) and isinstance(here, Mapping) and there.keys() == here.keys():
+        inner, there, here = _difference(there, here)
+        name = f"{name}.{inner}"
+    return name, there, here
 
 
 def write_config(folder: Path, config: Settings, method: str, **facts: Any) -> None:
@@ -211,8 +221,12 @@ def keep_table(folder: Path, table: str | None) -> str:
     return str(copy)
 
 
-def table_facts(check: CheckedTable | None, notify: Progress) -> dict[str, Any] | None:
-    """How true the device table was found; warns where that is not known or not good."""
+def table_facts(
+    folder: Path, table: str | None, find: Callable[[str], CheckedTable | None], notify: Progress
+) -> dict[str, Any] | None:
+    """Keep the run's own copy of the device table, and say how true `find` says it was found; warns where that is not
+    known or not good."""
+    check = find(keep_table(folder, table))
     if check is None:
         notify({"event": "warning", "message": "the latency table was never checked; run `bitnas latency check`"})
         return None
@@ -294,11 +308,9 @@ def resumed(folder: Path, config: S, generations: int | None, workers: int | str
     """
     if generations is not None and generations < config.generations:
         raise ValueError(f"generations: got {generations}, wanted at least the {config.generations} of {folder}")
-    return dataclasses.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a dataclass
-        config,
-        generations=config.generations if generations is None else generations,
-        workers=config.workers if workers is None else workers,
-    )
+    given: dict[str, Any] = {"generations": generations, "workers": workers}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]  # a protocol does not say it is a dataclass
 
 
 def write_front(folder: Path, rows: list[dict[str, Any]]) -> None:

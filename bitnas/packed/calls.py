@@ -2,11 +2,14 @@
 
 A signature is canonical JSON: the steps that the call stands for with their arguments, which of their values leave it,
 and of each value it reads the shape, the dtype and the kind of step that made it (the memory format and the place in
-the caches follow from that). Values of weights are not in it: no kernel's time depends on them.
+the caches follow from that). Values of weights are not in it: no kernel's time depends on them. Nor is what time does
+not depend on and cells of many forms differ in: which of the kernels that write bits, or floats of channels last, made
+a value; and which nodes are joined, but how many.
 """
 
 import json
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from torch import Tensor
 from bitnas.packed.layers import Memory
 from bitnas.packed.network import PackedNetwork
 from bitnas.packed.steps import INPUT, Step, build_layer
+
+# Values of channels last, as whoever reads them finds them.
+_CHANNELS_LAST = ("conv2d", "conv2d_add", "float_conv2d", "add", "fit_channels", "join_nodes")
 
 
 def call_signatures(
@@ -42,17 +48,28 @@ def _walk(network: PackedNetwork, x: Tensor) -> list[str]:
     for call, _ in network._plan:
         reads = [
             {
-                "from": steps[name].kind if name in steps else INPUT,
+                "from": _maker(steps[name]) if name in steps else INPUT,
                 "shape": list(values[name].shape),
                 "dtype": str(values[name].dtype).removeprefix("torch."),
             }
             for name in call.inputs
         ]
-        does = [{"kind": steps[name].kind, "arguments": steps[name].arguments} for name in call.covers]
+        does = [{"kind": steps[name].kind, "arguments": _arguments(steps[name])} for name in call.covers]
         gives = [call.covers.index(name) for name in call.names]
         found.append(canonical({"does": does, "gives": gives, "reads": reads}))
         call.run(network._modules, values)
     return found
+
+
+def _maker(step: Step) -> str:
+    if step.kind == "pack" or step.arguments.get("epilogue") == "bits":
+        return "bits"
+    return "channels_last" if step.kind in _CHANNELS_LAST else step.kind
+
+
+def _arguments(step: Step) -> dict[str, Any]:
+    live = step.arguments.get("live")
+    return step.arguments if live is None else {**step.arguments, "live": sum(live)}
 
 
 def timed_pass(network: PackedNetwork, x: Tensor, clock: Callable[[], int]) -> list[int]:

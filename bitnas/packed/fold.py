@@ -79,15 +79,29 @@ def _ones(values: np.ndarray, affine: ChannelAffine, activations: str) -> np.nda
     return y >= np.float32(THRESHOLDS[activations])
 
 
-def integer_threshold(affine: ChannelAffine, activations: str, largest: int) -> tuple[Tensor, Tensor]:
+def integer_threshold(
+    affine: ChannelAffine, activations: str, largest: int, after: ChannelAffine | None = None
+) -> tuple[Tensor, Tensor]:
     """The threshold on dots in [-largest, largest] that stands for the affine map and the binarizer behind it.
+
+    With ``after``, a ReLU and that affine map lie between the two: all of it stays monotone in the dot.
 
     Returns:
         int32 ``[C]`` threshold and bool ``[C]`` flip: bit = (dot >= threshold) != flip.
     """
     channels = affine.scale.numel()
     falling = affine.scale.numpy() < 0
-    threshold = _first_true(lambda dots: _ones(dots, affine, activations) != falling, -largest, largest, channels)
+    if after is not None:
+        falling = falling ^ (after.scale.numpy() < 0)
+
+    def ones(dots: np.ndarray) -> np.ndarray:
+        if after is None:
+            return _ones(dots, affine, activations)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = affine.scale.numpy() * dots.astype(np.float32) + affine.bias.numpy()
+        return _ones(np.maximum(y, np.float32(0)), after, activations)
+
+    threshold = _first_true(lambda dots: ones(dots) != falling, -largest, largest, channels)
     return torch.from_numpy(threshold).int(), torch.from_numpy(falling)
 
 

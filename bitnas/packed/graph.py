@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, LSQConv2d, TileChannels
+from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, FitChannels, JoinNodes, LSQConv2d, TileChannels
 from bitnas.packed.steps import source_name
 
 # Layers that are one node of the graph, with a forward that freezing knows.
-LEAVES = (BinaryConv2d, BinaryLinear, LSQConv2d, ChannelBias, TileChannels)
+LEAVES = (BinaryConv2d, BinaryLinear, LSQConv2d, ChannelBias, TileChannels, FitChannels, JoinNodes)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
@@ -118,7 +118,7 @@ class Graph:
     def _layout(self, node: fx.Node) -> Layout | None:
         """As far as the layers say it, whatever the input is."""
         module, function = self.module(node), self.function(node)
-        if isinstance(module, BinaryConv2d | nn.Conv2d):
+        if isinstance(module, BinaryConv2d | nn.Conv2d | FitChannels | JoinNodes):
             return Layout(module.out_channels)
         if isinstance(module, nn.BatchNorm2d):
             return Layout(module.num_features)

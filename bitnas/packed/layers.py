@@ -5,6 +5,7 @@ A layer is described by plain numbers and words (its ``spec``), from which an em
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -82,6 +83,19 @@ class Pack(PackedLayer):
             self.register_buffer("threshold", torch.zeros(channels))
             self.register_buffer("direction", torch.ones(channels))
 
+        self._stacked: tuple[Tensor, Tensor] | None = None
+
+    def stack(self, others: Sequence["Pack"]) -> None:
+        """Keeps its cuts and those of ``others`` side by side, for a kernel that packs a value by all of them."""
+        self._stacked = _stacked((self, *others))
+
+    def stacked(self, others: Sequence["Pack"]) -> tuple[Tensor, Tensor]:
+        """Threshold and direction, float32 ``[1 + len(others), channels]``. All have one per channel."""
+        return _stacked((self, *others)) if self._stacked is None else self._stacked
+
+    def prepared_bytes(self) -> int:
+        return 0 if self._stacked is None else sum(tensor.nbytes for tensor in self._stacked)
+
     def cuts(self, channels: int) -> tuple[Tensor, Tensor]:
         """Threshold and direction of each channel: its own, or the plain binarizer's."""
         if self.spec["channels"] is not None:
@@ -93,7 +107,20 @@ class Pack(PackedLayer):
             x = x.contiguous()
         if self.spec["channels"] is None:
             return _ops.pack.default(x, self.plain_threshold)
-        return _ops.pack_channels.default(x, self.threshold, self.direction)
+        return _ops.pack_channels.default(x, self._buffers["threshold"], self._buffers["direction"])
+
+
+def _stacked(packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pack.threshold for pack in packs]), torch.stack([pack.direction for pack in packs])
+
+
+def pack_all(packs: Sequence[Pack], x: Tensor) -> tuple[Tensor, ...]:
+    """What each of ``packs`` makes of one value; more than one must have a threshold per channel."""
+    if len(packs) == 1:
+        return (packs[0](x),)
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    return _ops.pack_channels.default(x, *packs[0].stacked(packs[1:])).unbind()
 
 
 _TERMS: dict[Epilogue, tuple[str, ...]] = {"int32": (), "float": ("scale", "bias"), "bits": ("threshold", "flip")}
@@ -166,8 +193,8 @@ class _PackedDot(PackedLayer, abc.ABC):
 class PackedConv2d(_PackedDot):
     """Binary convolution of packed images, with its epilogue.
 
-    ``"bits"``: packed ``[N, H', W', words]``, (dot >= threshold) XOR flip. ``"float"``: float32 scale * dot + bias,
-    ``"int32"``: the dot; both ``[N, out, H', W']`` in channels_last.
+    ``"bits"``: packed ``[N, H', W', words]``, (dot >= threshold) XOR flip. ``"float"``: float32 scale * dot + bias, then
+    ReLU where ``relu``, ``"int32"``: the dot; both ``[N, out, H', W']`` in channels_last.
     """
 
     def __init__(
@@ -182,7 +209,10 @@ class PackedConv2d(_PackedDot):
         groups: int,
         activations: ops.Activations,
         epilogue: Epilogue,
+        relu: bool = False,
     ) -> None:
+        if relu and epilogue != "float":
+            raise ValueError(f"epilogue must be 'float' where a ReLU follows, got {epilogue!r}")
         super().__init__((out_channels, *kernel_size, ops.words_for(in_channels // groups)), epilogue, activations)
         self.spec = {
             "in_channels": in_channels,
@@ -195,6 +225,9 @@ class PackedConv2d(_PackedDot):
             "activations": activations,
             "epilogue": epilogue,
         }
+        if relu:
+            self.spec["relu"] = True
+        self.relu = relu
         self._geometry = (in_channels, *stride, *padding, *dilation, groups, self.unit)
         self._run = self._operator()
 
@@ -206,7 +239,7 @@ class PackedConv2d(_PackedDot):
         return spec["in_channels"], spec["groups"], *spec["stride"], *spec["dilation"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, *self._operands(), *self._geometry)
+        return self.floats(x) if self.relu else self._run(x, *self._operands(), *self._geometry)
 
     def prepare(self) -> Self:
         super().prepare()
@@ -227,21 +260,32 @@ class PackedConv2d(_PackedDot):
         Args:
             residual: float32 of the output's shape. slope: float32 ``[out]``.
         """
-        return self._run(x, *self._operands(), *self._geometry, residual, slope)
+        return self._run(x, *self._operands(), *self._geometry, residual, slope, None, self.relu)
 
     def floats_and_bits(
-        self, pack: Pack, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and what ``pack`` makes of it."""
-        if pack.spec["channels"] is None:
-            cut, direction = self._cuts[pack.plain_threshold], self._ones
+        self, packs: Sequence[Pack], x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and what each of ``packs`` makes of it; more than one must have a threshold per channel."""
+        first = packs[0]
+        if len(packs) > 1:
+            cut, direction = first.stacked(packs[1:])
+        elif first.spec["channels"] is None:
+            cut, direction = self._cuts[first.plain_threshold], self._ones
         else:
-            cut, direction = pack.threshold, pack.direction
-        return _ops.conv2d_float_bits.default(x, *self._operands(), cut, direction, *self._geometry, residual, slope)
+            cut, direction = first._buffers["threshold"], first._buffers["direction"]
+        floats, bits = _ops.conv2d_float_bits.default(
+            x, *self._operands(), cut, direction, *self._geometry, residual, slope, None, self.relu
+        )
+        return floats, (bits,) if len(packs) == 1 else bits.unbind()
 
     def dots(self, x: Tensor) -> Tensor:
         """The int32 dot products behind the epilogue."""
         return _ops.conv2d_int32.default(x, self.weight, self.prepared, *self._geometry)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    kept = x.is_contiguous(memory_format=torch.channels_last)
+    return x if kept else x.contiguous(memory_format=torch.channels_last)
 
 
 class PackedConv2dAdd(PackedConv2d):
@@ -265,6 +309,7 @@ class PackedConv2dAdd(PackedConv2d):
             raise ValueError(f"epilogue must be 'float' where something is added, got {self.epilogue!r}")
         spec = self.spec
         extents = [d * (k - 1) + 1 for d, k in zip(spec["dilation"], spec["kernel_size"], strict=True)]
+        self._known: tuple[Any, ...] = ()  # shapes and type that a call was seen to fuse
         # Of each side: what the window takes off, and the stride.
         self._sides = [(e - 2 * p, s) for e, p, s in zip(extents, spec["padding"], spec["stride"], strict=True)]
         self._out_channels = spec["out_channels"]
@@ -275,25 +320,31 @@ class PackedConv2dAdd(PackedConv2d):
     def floats(self, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None) -> Tensor:
         assert residual is not None
         if self._fuses(x, residual):
-            return super().floats(x, residual.contiguous(memory_format=torch.channels_last), slope)
+            return super().floats(x, _channels_last(residual), slope)
         y = super().floats(x) + self.whole(residual)  # by torch's rules of broadcasting
         return y if slope is None else F.prelu(y, slope)
 
     def floats_and_bits(
-        self, pack: Pack, x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, packs: Sequence[Pack], x: Tensor, residual: Tensor | None = None, slope: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         assert residual is not None
         if self._fuses(x, residual):
-            return super().floats_and_bits(pack, x, residual.contiguous(memory_format=torch.channels_last), slope)
+            return super().floats_and_bits(packs, x, _channels_last(residual), slope)
         y = self.floats(x, residual, slope)
-        return y, pack(y)
+        return y, pack_all(packs, y)
 
     def _fuses(self, x: Tensor, residual: Tensor) -> bool:
+        given = (x.shape, residual.shape, residual.dtype)
+        if given == self._known:
+            return True
         _, height, width, _ = x.shape
         (cut_h, stride_h), (cut_w, stride_w) = self._sides
         sides = (height - cut_h) // stride_h + 1, (width - cut_w) // stride_w + 1
         fits = [(x.shape[0], channels, *sides) for channels in (self._out_channels, self.residual_channels)]
-        return residual.shape in fits and residual.dtype == torch.float32
+        if residual.shape not in fits or residual.dtype != torch.float32:
+            return False
+        self._known = given
+        return True
 
     def whole(self, residual: Tensor) -> Tensor:
         """What is added, in as many channels as the output has."""

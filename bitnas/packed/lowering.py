@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitnas import ops
-from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, LSQConv2d, TileChannels
+from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, FitChannels, JoinNodes, LSQConv2d, TileChannels
 from bitnas.nn.channels import tile_channels
 from bitnas.packed import fold
 from bitnas.packed.graph import FUNCTION_NAMES, NORMS, PASS_THROUGH, Graph, Layout, packable_pool, pair
@@ -64,6 +64,7 @@ class Chain(NamedTuple):
     pool: fx.Node | None  # max-pool, before the norm
     norm: nn.Module | None
     offset: Tensor | None  # added last, float64 [C]
+    relu: bool = False  # behind all of it
 
 
 class Lowering:
@@ -104,6 +105,8 @@ class Lowering:
     def waits(self, node: fx.Node) -> bool:
         """Whether the value is made when its first reader asks, if ever: it may fold into what comes after it."""
         module = self.graph.module(node)
+        if self.rectified(node) is not None:
+            return True
         readers = [self.graph.module(reader) for reader in self.graph.readers(node)]
         if type(module) in _FLOAT_DOTS:
             return any(isinstance(reader, (*NORMS, ChannelBias)) for reader in readers)
@@ -143,6 +146,16 @@ class Lowering:
         if isinstance(self.graph.module(node), BinaryConv2d | BinaryLinear):
             return Chain(node, pool, norm, offset)
         return None
+
+    def rectified(self, node: fx.Node) -> Chain | None:
+        """The same of a binary convolution with a ReLU behind it."""
+        if not isinstance(self.graph.module(node), nn.ReLU) and self.graph.function(node) != "relu":
+            return None
+        source = self.graph.skip(cast(fx.Node, node.args[0]))
+        chain = self.dot_behind(source) if self.graph.read_once(source) else None
+        if chain is None or chain.pool is not None or not isinstance(self.graph.module(chain.dot), BinaryConv2d):
+            return None
+        return chain._replace(relu=True)
 
     # ---- making values ----------------------------------------------------------
 
@@ -187,6 +200,8 @@ class Lowering:
                 if channels is not None:
                     pooled = _packed_pool(pool, channels, None)
                     return self.emit(node, "", "max_pool2d", [self.bits(self.graph.source(node), activations)], pooled)
+            if isinstance(module, NORMS) and (chain := self.rectified_once(node)) is not None:
+                return self.threshold(chain, activations, module)
             if isinstance(module, NORMS):
                 value = self.value(self.graph.source(node))
                 affine = fold.fold_affine(torch.ones(module.num_features), value.offset, module, str(node.target))
@@ -197,11 +212,22 @@ class Lowering:
         affine = fold.ChannelAffine(torch.ones(value.offset.numel()), value.offset.float())
         return self.emit(node, "_pack", "pack", [value.name], _pack(affine, activations))
 
-    def threshold(self, chain: Chain, activations: ops.Activations) -> str:
-        """A binary layer straight to the bits of the next one; under a max-pool the flip waits until after it."""
+    def rectified_once(self, norm: fx.Node) -> Chain | None:
+        """The binary convolution and ReLU before a norm that alone reads them."""
+        source = self.graph.source(norm)
+        return self.rectified(source) if self.graph.read_once(source) else None
+
+    def threshold(self, chain: Chain, activations: ops.Activations, norm: nn.Module | None = None) -> str:
+        """A binary layer straight to the bits of the next one; under a max-pool the flip waits until after it.
+
+        ``norm``: the batch norm behind a chain that ends in a ReLU.
+        """
         layer = cast(Binary, self.graph.module(chain.dot))
-        affine = _affine(layer, chain)
-        threshold, flip = fold.integer_threshold(affine, activations, _largest_dot(layer))
+        affine, after = _affine(layer, chain), None
+        if chain.relu:
+            ones = torch.ones(affine.scale.numel())
+            after = fold.fold_affine(ones, None, cast(Any, norm), f"{chain.dot.target}, what follows")
+        threshold, flip = fold.integer_threshold(affine, activations, _largest_dot(layer), after)
         packed = _packed_dot(layer, "bits")
         packed.threshold = threshold
         flip_words = ops._pack(flip.float()[None], 0.5)[0]
@@ -239,6 +265,8 @@ class Lowering:
         module = self.graph.module(node)
         if isinstance(module, ChannelBias):
             return self.biased(node, module)
+        if isinstance(module, FitChannels | JoinNodes):
+            return Value(self.cell_end(node, module))
         if (value := self.with_offset_kept(node)) is not None:
             return value
         if module is None:
@@ -251,7 +279,7 @@ class Lowering:
     def affine_map(self, node: fx.Node) -> str | None:
         """The value where an affine map ends it, with the biases behind it: a binary or 8-bit layer's, a float
         layer's with its batch norm, or a residual sum."""
-        if (chain := self.dot_behind(node)) is not None:
+        if (chain := self.dot_behind(node) or self.rectified(node)) is not None:
             return self.scaled(chain)
         base, offset = self.shifted(node)
         module = norm = self.graph.module(base)
@@ -304,6 +332,16 @@ class Lowering:
             return Value(self.function(node, value.name), value.offset)
         return Value(self.float_layer(node, module, value.name), value.offset)
 
+    def cell_end(self, node: fx.Node, module: FitChannels | JoinNodes) -> str:
+        inputs = [self.floats(cast(fx.Node, value)) for value in node.args]
+        arguments: dict[str, Any] = {"repeat": module.repeat}
+        if isinstance(module, JoinNodes):
+            return self.emit(
+                node, "", "join_nodes", inputs, None, channels=module.channels, live=module.live, **arguments
+            )
+        arguments |= {"channels": module.out_channels, "groups": module.groups}
+        return self.emit(node, "", "fit_channels", inputs, None, **arguments)
+
     def float_layer(self, node: fx.Node, module: nn.Module, source: str) -> str:
         kind = float_layer_kind(module)
         if kind is None:
@@ -343,7 +381,7 @@ class Lowering:
         """A binary layer to floats. Under a max-pool the integers are pooled, then the one affine map follows."""
         layer = cast(Binary, self.graph.module(chain.dot))
         affine = _affine(layer, chain)
-        packed = _packed_dot(layer, "float")
+        packed = _packed_dot(layer, "float", **_relu(chain))
         if chain.pool is None:
             packed.scale, packed.bias = affine.scale, affine.bias
         name = self.emit(chain.dot, "", _kind(layer), [self.packed_input(chain.dot)], packed)
@@ -362,14 +400,23 @@ class Lowering:
         values = [self.graph.skip(value) for value in node.args if isinstance(value, fx.Node)]
         if len(values) != 2:
             return None
-        for value, other in (values, values[::-1]):
-            chain = self.dot_behind(value) if self.graph.read_once(value) and value is not other else None
-            if chain is None or chain.pool is not None or not isinstance(self.graph.module(chain.dot), BinaryConv2d):
+        # The running sum of a cell's node has its next term last.
+        for value, other in (values[::-1], values) if self.rectified(values[1]) is not None else (values, values[::-1]):
+            once = self.graph.read_once(value) and value is not other
+            chain = self.dot_behind(value) or self.rectified(value) if once else None
+            if (
+                chain is None
+                or (chain.relu and offset is not None)
+                or chain.pool is not None
+                or not isinstance(self.graph.module(chain.dot), BinaryConv2d)
+            ):
                 continue
             layer = cast(BinaryConv2d, self.graph.module(chain.dot))
             bits = self.packed_input(chain.dot)
-            name, total, channels = self.added(other, layer.out_channels)
-            packed = _packed_dot(layer, "float", PackedConv2dAdd, residual_channels=channels)
+            name, total, channels = (
+                self.added(other, layer.out_channels) if not chain.relu else (self.floats(other), None, None)
+            )
+            packed = _packed_dot(layer, "float", PackedConv2dAdd, residual_channels=channels, **_relu(chain))
             affine = _affine(layer, chain, _sum(offset, total))
             packed.scale, packed.bias = affine.scale, affine.bias
             return self.emit(chain.dot, "", "conv2d_add", [bits, name], packed)
@@ -439,6 +486,10 @@ def _pack(affine: fold.ChannelAffine, activations: ops.Activations) -> Pack:
     layer = Pack(activations=activations, channels=affine.scale.numel())
     layer.threshold, layer.direction = fold.float_threshold(affine, activations)
     return layer
+
+
+def _relu(chain: Chain) -> dict[str, bool]:
+    return {"relu": True} if chain.relu else {}
 
 
 def _added(offset: Tensor) -> Affine:

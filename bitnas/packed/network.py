@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitnas.packed.int8 import Int8Conv2d
 from bitnas.packed.layers import Memory, PackedLayer, check_memory
 from bitnas.packed.plan import make_plan
-from bitnas.packed.steps import INPUT, INPUT_COUNTS, Step, build_layer
+from bitnas.packed.steps import INPUT, Step, build_layer, input_count
 
 
 class PackedNetwork(nn.Module):
@@ -50,7 +50,7 @@ class PackedNetwork(nn.Module):
         for step in self.steps:
             if step.name in known or step.name in RESERVED or not step.name.replace("_", "").isalnum():
                 raise ValueError(f"step name {step.name!r} is taken or not a plain word")
-            wanted = INPUT_COUNTS.get(step.kind, 1)
+            wanted = input_count(step)
             if not step.inputs or (wanted is not None and len(step.inputs) != wanted):
                 raise ValueError(
                     f"step {step.name!r}: {step.kind} reads {wanted or 'some'} value(s), got {step.inputs}"

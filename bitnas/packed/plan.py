@@ -3,6 +3,20 @@
 Binary layers are exact whatever call they are in, and so, on a CPU, is a float convolution of few channels with what
 follows it. Other float layers, and all of them on a GPU, compute what torch computes. A call is data: it names its
 layers, which are looked up when it runs, so that a deep copy of a network runs its own.
+
+What a cell of BARS becomes (bitnas.models.bars; k is how many binary convolutions read a value, each packs it by
+thresholds of its own; all k packings are in the call that makes the value):
+
+    preprocess      binary: [conv2d, k x pack], or [conv2d to bits] where one convolution is all that reads node 0;
+                    float: [relu], [float convolution], [k x pack]
+    convolution     first term of its node: [conv2d]; later: [conv2d_add], which adds the sum of the terms before it;
+                    the node's last term: with k x pack. ReLU, sum and packings are in its epilogue
+    skip            no call where it is its node's first term: the value is the sum so far. A node that is one skip alone is
+                    the value it skips from, and its readers count in that value's k. Each further skip: [add], and behind
+                    the last term of skips alone [k x pack]. From node 0 of a cell that strides: one
+                    [average pool, fit, k x pack] for all of them
+    join            [join, k x pack], [average pool, join, k x pack] where the cell strides; k is 1 before a live cell with
+                    a binary preprocess, else 0. It reads the shortcut and the nodes that are live
 """
 
 import abc
@@ -14,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnas.packed.int8 import STEM_CHANNELS, Int8Conv2d, dense
-from bitnas.packed.layers import PackedConv2d
+from bitnas.packed.layers import Pack, PackedConv2d, pack_all
 from bitnas.packed.steps import FUNCTIONS, Step
 
 Modules = dict[str, Any]
@@ -22,6 +36,17 @@ Values = dict[str, Tensor]
 
 _float_conv2d = torch.ops.bitnas.float_conv2d.default
 _float_conv2d_bits = torch.ops.bitnas.float_conv2d_bits.default
+_join_nodes = torch.ops.bitnas.join_nodes.default
+_join_nodes_bits = torch.ops.bitnas.join_nodes_bits.default
+_MOST_JOINED = 8  # kMaxJoinedNodes of join.h
+_HALVES = {
+    "kernel_size": 2,
+    "stride": 2,
+    "padding": 0,
+    "ceil_mode": True,
+    "count_include_pad": False,
+    "divisor_override": None,
+}
 _NO_POOL = (1, 1, 1, 1, 0, 0)
 
 
@@ -177,11 +202,12 @@ class _FloatConv2d(Call):
 
 @dataclass(frozen=True)
 class _BinaryConv2d(Call):
-    """A binary convolution to floats, with what its epilogue does on the way: a PReLU, and packing the result."""
+    """A binary convolution to floats, with what its epilogue does on the way: a PReLU, and packing the result, once for
+    each reader that packs it by thresholds of its own."""
 
     name: str
     prelu: str | None
-    pack: str | None
+    packs: tuple[str, ...]
 
     @property
     def step(self) -> str:
@@ -189,7 +215,7 @@ class _BinaryConv2d(Call):
 
     @property
     def covers(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.name, self.prelu, self.pack) if name is not None)
+        return (self.name, *(() if self.prelu is None else (self.prelu,)), *self.packs)
 
     def run(self, modules: Modules, values: Values) -> None:
         layer: PackedConv2d = modules[self.name]
@@ -197,16 +223,81 @@ class _BinaryConv2d(Call):
         slope = None
         if self.prelu is not None:
             slope = _slope(modules[self.prelu], layer.spec["out_channels"])
-        if self.pack is None:
+        if not self.packs:
             values[self.names[0]] = layer.floats(x, residual, slope)
-        else:
-            floats, bits = layer.floats_and_bits(modules[self.pack], x, residual, slope)
-            values[self.names[0]], values[self.pack] = floats, bits
+            return
+        packs = [modules[name] for name in self.packs]
+        values[self.names[0]], bits = layer.floats_and_bits(packs, x, residual, slope)
+        values.update(zip(self.packs, bits, strict=True))
 
     def trace(self, modules: Modules, values: Values) -> None:
         self.run(modules, values)
         if self.prelu is not None:
             values[self.name] = modules[self.name](*[values[name] for name in self.inputs])
+
+    def prepare(self, modules: Modules) -> None:
+        _stack(modules, self.packs)
+
+
+@dataclass(frozen=True)
+class _Packs(Call):
+    """Several packings of one value, each by thresholds of its own."""
+
+    def run(self, modules: Modules, values: Values) -> None:
+        bits = pack_all([modules[name] for name in self.names], values[self.inputs[0]])
+        values.update(zip(self.names, bits, strict=True))
+
+    def prepare(self, modules: Modules) -> None:
+        _stack(modules, self.names)
+
+
+@dataclass(frozen=True)
+class _Join(Call):
+    """The end of a cell, or a shortcut fitted, with the average pooling before it and the packings behind it.
+
+    ``place``: of the nodes that are live, then groups, channels and repeat, as the operator takes them.
+    """
+
+    name: str
+    pool: str | None
+    packs: tuple[str, ...]
+    place: tuple[int, int, int, int]
+
+    @property
+    def step(self) -> str:
+        return self.name
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return (*(() if self.pool is None else (self.pool,)), self.name, *self.packs)
+
+    def run(self, modules: Modules, values: Values) -> None:
+        shortcut, *nodes = [_channels_last(values[name]) for name in self.inputs]
+        if not self.packs:
+            values[self.name] = _join_nodes(shortcut, nodes, *self.place, self.pool is not None)
+            return
+        first, *others = [modules[name] for name in self.packs]
+        cuts = first.stacked(others) if others else (first.threshold, first.direction)
+        joined = _join_nodes_bits(shortcut, nodes, *cuts, *self.place, self.pool is not None)
+        values[self.name] = joined[0]
+        values.update(zip(self.packs, joined[1].unbind() if others else joined[1:], strict=True))
+
+    def trace(self, modules: Modules, values: Values) -> None:
+        self.run(modules, values)
+        if self.pool is not None:
+            values[self.pool] = modules[self.pool](values[self.inputs[0]])
+
+    def prepare(self, modules: Modules) -> None:
+        _stack(modules, self.packs)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(memory_format=torch.channels_last)
+
+
+def _stack(modules: Modules, packs: tuple[str, ...]) -> None:
+    if len(packs) > 1:
+        modules[packs[0]].stack([modules[name] for name in packs[1:]])
 
 
 class Line(NamedTuple):
@@ -228,6 +319,15 @@ def make_plan(steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> tuple[Li
     return tuple(Line(call, tuple(names)) for call, names in zip(calls, done, strict=True))
 
 
+def _groups(step: Step) -> tuple[bool, ...]:
+    """Of the groups that a cell ends in: which have a node. One that fits channels alone has none."""
+    return step.arguments["live"] if step.kind == "join_nodes" else (False,) * step.arguments.get("groups", 1)
+
+
+def _is_join(step: Step) -> bool:
+    return step.kind in ("join_nodes", "fit_channels") and 0 < len(_groups(step)) <= _MOST_JOINED
+
+
 def _is_stem(conv: nn.Conv2d) -> bool:
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return plain and not isinstance(conv.padding, str) and conv.in_channels <= STEM_CHANNELS
@@ -237,6 +337,7 @@ class _Planner:
     def __init__(self, steps: tuple[Step, ...], layers: dict[str, nn.Module]) -> None:
         self.steps = steps
         self.layers = layers
+        self.by_name = {step.name: step for step in steps}
         self.readers: dict[str, list[Step]] = {}
         for step in steps:
             for name in step.inputs:
@@ -246,10 +347,10 @@ class _Planner:
         made: set[str] = set()
         calls: list[Call] = []
         for step in self.steps:
-            if step.name not in made:
+            if step.name not in made and not self.joined_later(step.name):
                 call = self.call(step)
                 calls.append(call)
-                made |= set(call.names) | set(getattr(call, "chain", (step.name,)))
+                made |= set(call.covers)
         return calls
 
     def call(self, step: Step) -> Call:
@@ -260,6 +361,10 @@ class _Planner:
             return self.stem(step, layer) if _is_stem(layer) else _FloatConv2d(names, step.inputs)
         if isinstance(layer, Int8Conv2d) and layer.is_stem:
             return self.stem(step, layer)
+        if _is_join(step):
+            return self.join(step)
+        if isinstance(layer, Pack) and len(packs := self.packs(step.inputs[0])) > 1 and step.name in packs:
+            return _Packs(packs, step.inputs)
         if layer is None:
             return _Function(names, step.inputs, FUNCTIONS[step.kind], step.arguments)
         return _Layer(names, step.inputs)
@@ -274,8 +379,31 @@ class _Planner:
         reader = self.only_reader(name)
         if reader is not None and self.is_prelu(reader, layer.spec["out_channels"]):
             name = prelu = reader.name
-        pack = next((reader.name for reader in self.readers.get(name, []) if reader.kind == "pack"), None)
-        return _BinaryConv2d((name,) if pack is None else (name, pack), step.inputs, step.name, prelu, pack)
+        packs = self.packs(name)
+        return _BinaryConv2d((name, *packs), step.inputs, step.name, prelu, packs)
+
+    def packs(self, name: str) -> tuple[str, ...]:
+        """The steps that pack this value and may do it in one call: those with a threshold per channel, or one."""
+        readers = [reader for reader in self.readers.get(name, []) if reader.kind == "pack"]
+        own = tuple(reader.name for reader in readers if reader.arguments["channels"] is not None)
+        return own or tuple(reader.name for reader in readers[:1])
+
+    def join(self, step: Step) -> Call:
+        arguments, live = step.arguments, _groups(step)
+        channels = arguments["channels"] // (len(live) if step.kind == "fit_channels" else 1)
+        pool = next((name for name in step.inputs[:1] if self.joined_later(name)), None)
+        source = step.inputs[0] if pool is None else self.by_name[pool].inputs[0]
+        packs = tuple(name for name in self.packs(step.name) if self.layers[name].spec["channels"] is not None)
+        mask = sum(alive << place for place, alive in enumerate(live))
+        place = (mask, len(live), channels, arguments.get("repeat", 1))
+        return _Join((step.name, *packs), (source, *step.inputs[1:]), step.name, pool, packs, place)
+
+    def joined_later(self, name: str) -> bool:
+        """Whether the step halves the shortcut of a cell, and nothing else: the call that ends the cell does it."""
+        step, reader = self.by_name.get(name), self.only_reader(name)
+        if step is None or reader is None or not _is_join(reader) or name in reader.inputs[1:]:
+            return False
+        return step.kind == "float_avg_pool2d" and {**step.arguments, **_HALVES} == step.arguments
 
     def is_prelu(self, step: Step, channels: int) -> bool:
         layer = self.layers.get(step.name)
@@ -295,7 +423,8 @@ class _Planner:
                 break
             chain.append(reader.name)
         readers = self.readers.get(chain[-1], [])
-        pack = next((reader.name for reader in readers if reader.kind == "pack"), None)
+        packs = self.packs(chain[-1])
+        pack = packs[0] if len(packs) == 1 else None
         names = () if pack is None else (pack,)
         if pack is None or len(readers) > 1 or chain[-1] == self.steps[-1].name:
             names = (chain[-1], *names)

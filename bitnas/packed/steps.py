@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitnas.nn.cells import fit_channels, join_nodes
 from bitnas.nn.channels import tile_channels
 from bitnas.packed.int8 import Int8Conv2d
 from bitnas.packed.layers import (
@@ -65,11 +66,13 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
     "tile_channels": tile_channels,
+    "fit_channels": fit_channels,
+    "join_nodes": join_nodes,
 }
 
 
 # Tensors that a step reads, where it is not one; None: any number.
-INPUT_COUNTS: dict[str, int | None] = {"conv2d_add": 2, "add": 2, "mul": 2, "sub": 2, "cat": None}
+_INPUT_COUNTS: dict[str, int | None] = {"conv2d_add": 2, "add": 2, "mul": 2, "sub": 2, "cat": None}
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ class Step:
     def __post_init__(self) -> None:
         # JSON has no tuples, and torch wants them.
         object.__setattr__(self, "arguments", {key: _tuples(value) for key, value in self.arguments.items()})
+
+
+def input_count(step: Step) -> int | None:
+    """Tensors that a step reads; None: any number. A cell's end reads its shortcut and the nodes that are live."""
+    if step.kind == "join_nodes":
+        return 1 + sum(map(bool, step.arguments.get("live", ())))
+    return _INPUT_COUNTS.get(step.kind, 1)
 
 
 def source_name(module: str, call: int) -> str:

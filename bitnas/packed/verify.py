@@ -299,4 +299,7 @@ def _emitted(layer: PackedConv2d | PackedLinear, dots: Tensor) -> Tensor:
     """What the layer's epilogue must give for these dots, in plain torch."""
     if layer.epilogue == "bits":
         return reference.threshold_bits(dots, layer.threshold) ^ layer.flip
-    return reference.affine(dots, layer.scale, layer.bias) if layer.epilogue == "float" else dots.int()
+    if layer.epilogue == "int32":
+        return dots.int()
+    y = reference.affine(dots, layer.scale, layer.bias)
+    return y.relu() if isinstance(layer, PackedConv2d) and layer.relu else y

@@ -17,12 +17,13 @@ def build(run_dir: str | Path) -> Path:
 
     Args:
         run_dir: folder of a search (`config.json`), of a reproduction (`reproduction.json`), of a test of the claim
-            (`claim.json`) or of a study of NAS-BNN (`ranking.json`, `ablation.json`, `against.json`); one that holds
-            several gets a page with the sections of all.
+            (`claim.json`), of a study of NAS-BNN (`ranking.json`, `ablation.json`, `against.json`) or of BARS
+            (`cells.json`, `guards.json`, `cost.json`, `parts.json`), or of methods against each other (`compare.json`);
+            one that holds several gets a page with the sections of all.
 
     Raises:
         FileNotFoundError: the folder is missing, or holds none of these.
-        CorruptFileError: one of these files, `search.json`, `front.json` or `study.json` is damaged.
+        CorruptFileError: one of these files, `search.json`, `front.json`, `course.json` or `study.json` is damaged.
         JournalCorrupt: `journal.sqlite` is damaged.
     """
     from ..files import write_bytes_atomic

@@ -26,6 +26,7 @@ _OPTIONS = {
     "latency_threads": "--threads",
     "latency_table": "--table",
 }
+_OF_WIDTHS = ("model", "choices", "base_width", "scheme")
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def no_check_sentence(run: Run) -> str:
 def check_commands(run: Run) -> list[str]:
     """The commands that build a table for the networks of this run and check it."""
     options: list[str] = []
-    if run.of_subnets:
+    if run.derived:
         space = setting(run.config, "space")
-        options += ["--method", "nasbnn"]
+        options += ["--method", "nasbnn" if run.of_subnets else "bars"]
         options += ["--space", str(space.get("name"))] if isinstance(space, dict) else []
     for name, option in _OPTIONS.items():
-        value = setting(run.config, name)
+        value = None if run.derived and name in _OF_WIDTHS else setting(run.config, name)
         if isinstance(value, list):
             value = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
         if value is not None:

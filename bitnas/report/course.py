@@ -65,7 +65,7 @@ def cost_of(run: Run) -> str | None:
     objectives = setting(run.config, "objectives")
     wanted = [_COSTS[name] for name in _COSTS if isinstance(objectives, list) and name in objectives]
     known = [c for c in run.candidates if c.get("accuracy") is not None]
-    counts = ("ops", "flops") if run.of_subnets else ("flops", "ops")
+    counts = ("ops", "flops") if run.derived else ("flops", "ops")
     for cost in (*wanted, "latency_us", *counts, "bops", "memory_bits"):
         if known and all((c.get(cost) or 0) > 0 for c in known):
             return cost

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import CorruptFileError, read_json_checked
+from .bars_course import read_course
+from .cells import Space, read_architecture, read_space
 from .records import Candidate, Dropped, Network, Run, TableCheck, number
 from .supernet_log import read_log
 
@@ -23,7 +25,9 @@ _POSITIVE = ("latency_us", "latency_low_us", "latency_high_us", "searched_latenc
 _AMOUNTS = ("flops", "ops", "bops", "macs", "params", "memory_bits", "packed_bytes", "latency_iqr_us")
 _FIGURES = ("flops", "memory_bits", "speed_up", "top1", "top5")
 _STUDIES = ("ranking.json", "ablation.json", "against.json")
-_ROOTS = ("config.json", "reproduction.json", "claim.json", *_STUDIES)
+_CELL_STUDIES = ("cells.json", "guards.json", "cost.json", "parts.json")  # of BARS
+_COMPARISON = "compare.json"
+_ROOTS = ("config.json", "reproduction.json", "claim.json", *_STUDIES, *_CELL_STUDIES, _COMPARISON)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -47,6 +51,10 @@ def load_run(folder: str | Path) -> Run:
         ranking=_study(folder / "ranking.json"),
         ablation=_study(folder / "ablation.json"),
         against=_study(folder / "against.json"),
+        cell_studies={
+            path.stem: study for path in (folder / name for name in _CELL_STUDIES) if (study := _study(path, "bars"))
+        },
+        comparison=_study(folder / _COMPARISON, "methods"),
     )
     if run.claim:
         names = [str(found.get("folder", "")) for found in run.claim["runs"]]
@@ -60,17 +68,20 @@ def load_run(folder: str | Path) -> Run:
 
 def _search(run: Run) -> Run:
     folder = run.folder
+    if run.of_cells:
+        space = read_space(folder / "config.json", run.config)
+        run = dataclasses.replace(run, space=space, course=read_course(folder / "course.json", space))
     study_path, front_path = folder / "study.json", folder / "front.json"
     study = _object(study_path)
     rows = _objects(front_path, _read_json(front_path, list)) if front_path.exists() else []
-    front = [_network(front_path, {"label": f"front {index}", **row}) for index, row in enumerate(rows, 1)]
+    front = [_network(front_path, {"label": f"front {index}", **row}, run.space) for index, row in enumerate(rows, 1)]
     candidates, failures = _read_journal(folder / "journal.sqlite")
     run = dataclasses.replace(
         run,
         candidates=candidates,
         failures=failures,
         front=front,
-        networks=[_network(study_path, entry) for entry in _objects(study_path, study.get("networks", []))],
+        networks=[_network(study_path, entry, run.space) for entry in _objects(study_path, study.get("networks", []))],
         claims=_objects(study_path, study.get("claims", [])),
         overall=study["overall"] if isinstance(study.get("overall"), dict) else {},
         protocol=study["protocol"] if isinstance(study.get("protocol"), dict) else {},
@@ -96,12 +107,17 @@ def _summary(run: Run, path: Path) -> Run:
                 path, f"candidate {index}: its status, metrics or generation is not what they can be"
             )
         _check_metrics(path, metrics)
-        key, subnet = str(entry.get("key") or ratios), _subnet(path, entry)
+        key, subnet, point = (
+            str(entry.get("key") or ratios),
+            _subnet(path, entry),
+            _architecture(path, entry, run.space),
+        )
         if status == "ok":
-            candidates.setdefault(key, Candidate(ratios, metrics, generation, key, subnet=subnet))
+            found_candidate = Candidate(ratios, metrics, generation, key, subnet=subnet, architecture=point)
+            candidates.setdefault(key, found_candidate)
         else:
             reason = str(entry.get("reason") or "no reason was recorded")
-            dropped[status].setdefault(key, Dropped(ratios, reason, generation, metrics, subnet))
+            dropped[status].setdefault(key, Dropped(ratios, reason, generation, metrics, subnet, point))
     fronts = found.get("fronts") or []
     if not isinstance(fronts, list) or not all(isinstance(front, list) for front in fronts):
         raise CorruptFileError(path, "fronts: expected a list of lists of keys")
@@ -180,12 +196,12 @@ def _claim(path: Path) -> dict[str, Any]:
     return {**found, "runs": found.get("runs", []), **members}
 
 
-def _study(path: Path) -> dict[str, Any]:
-    """A study of NAS-BNN, empty without the file. Its checksum vouches for all that is in it."""
+def _study(path: Path, method: str = "nasbnn") -> dict[str, Any]:
+    """A study, empty without the file. Its checksum vouches for all that is in it."""
     if not path.exists():
         return {}
     found: dict[str, Any] = read_json_checked(path, fix="Delete it and give the study's command again: it goes on")
-    wanted = f"bitnas-nasbnn-{path.stem}-1"
+    wanted = f"bitnas-{method}-{path.stem}-1"
     if found.get("format") != wanted:
         raise CorruptFileError(path, f"its format is {str(found.get('format'))[:60]!r}, expected {wanted!r}")
     return found
@@ -215,14 +231,31 @@ def _objects(path: Path, entries: Any) -> list[dict[str, Any]]:
     return entries
 
 
-def _network(path: Path, values: dict[str, Any]) -> Network:
+def _network(path: Path, values: dict[str, Any], space: Space | None = None) -> Network:
     for name in ("ratios", "widths"):
         _numbers(path, values, name)
     if not isinstance(values.get("layers") or [], list):
         raise CorruptFileError(path, f"{values.get('label', 'a network')!r}: layers is not a list")
     _check_metrics(path, values)
     _subnet(path, values)
+    _architecture(path, values, space)
     return Network(values)
+
+
+def _architecture(path: Path, values: dict[str, Any], space: Space | None) -> dict[str, Any] | None:
+    """The architecture of a record of BARS, if it has one."""
+    found = values.get("architecture")
+    if found is None:
+        return None
+    point = read_architecture(path, found, space)
+    network = values.get("network")
+    if network is not None and space is not None:
+        cells = network.get("cells") if isinstance(network, dict) else None
+        sizes = [cell.get("channels") if isinstance(cell, dict) else None for cell in cells or ()]
+        known = isinstance(cells, list) and len(sizes) == len(space.kept(point.depths))
+        if not known or not all(_is_count(n) and n for n in (*sizes, network.get("width"))):
+            raise CorruptFileError(path, f"network: got {str(network)[:60]!r}, expected the cells of its architecture")
+    return dict(found)
 
 
 def _subnet(path: Path, values: dict[str, Any]) -> dict[str, Any] | None:

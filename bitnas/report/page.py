@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any
 
 from . import findings
 from .html import Section, tiles
@@ -12,7 +11,10 @@ from .records import Run, setting
 from .sections import (
     ablation,
     against,
+    bars,
+    bars_study,
     claim,
+    compare,
     course,
     environment,
     latency,
@@ -56,6 +58,12 @@ def _sections(run: Run) -> Iterator[Section | None]:
         yield supernet.architectures(run)
         yield supernet.archive(run)
         yield supernet.training(run)
+    elif run.of_cells:
+        yield bars.method(run)
+        yield bars.front(run)
+        yield bars.deployed(run)
+        yield bars.cells(run)
+        yield bars.training(run)
     elif run.config:
         yield study.trade_off(run)
         yield study.equal_cost(run)
@@ -64,7 +72,7 @@ def _sections(run: Run) -> Iterator[Section | None]:
     if run.config:
         yield latency.operations(run)
         yield latency.honesty(run)
-        yield course.history(run)
+        yield None if run.of_cells else course.history(run)  # all its networks are derived at once
         yield course.lost(run)
         yield results.results(run)
     if run.ranking:
@@ -73,6 +81,10 @@ def _sections(run: Run) -> Iterator[Section | None]:
         yield ablation.ablation(run)
     if run.against:
         yield from against.sections(run)
+    for found in run.cell_studies.values():
+        yield bars_study.section(found)
+    if run.comparison:
+        yield from compare.sections(run)
     if run.claim:
         yield claim.claim(run)
         yield claim.widths(run)
@@ -85,9 +97,11 @@ def _sections(run: Run) -> Iterator[Section | None]:
 def _title(run: Run) -> str:
     if run.of_subnets:
         return supernet.title(run)
-    studied = [module.title(run) for found, module in _studies(run) if found]
+    if run.of_cells:
+        return bars.title(run)
+    studied = [name for name, _ in _studies(run)]
     if not run.config and studied:
-        return studied[0] if len(studied) == 1 else "Studies of NAS-BNN"
+        return studied[0] if len(studied) == 1 else _together(run)
     if not run.config and run.reproduction:
         return published.title(run)
     if not run.config and run.claim:
@@ -101,20 +115,37 @@ def _title(run: Run) -> str:
 def _headlines(run: Run) -> Iterator[str]:
     if run.of_subnets:
         yield supernet.headline(run)
-    elif run.config or not (run.claim or run.reproduction or any(found for found, _ in _studies(run))):
+    elif run.of_cells:
+        yield bars.headline(run)
+    elif run.config or not (run.claim or run.reproduction or any(_studies(run))):
         yield findings.headline(run)
-    for found, module in _studies(run):
-        if found:
-            yield module.headline(run)
+    yield from (said for _, said in _studies(run))
     if run.claim:
         yield claim.headline(run)
     if run.reproduction:
         yield published.headline(run)
 
 
-def _studies(run: Run) -> tuple[tuple[Any, Any], ...]:
-    """What each study of NAS-BNN holds, and who writes about it."""
-    return (run.ranking, ranking), (run.ablation, ablation), (run.against, against)
+def _studies(run: Run) -> Iterator[tuple[str, str]]:
+    """Title and headline of each study that the folder holds."""
+    known = (
+        (run.ranking, ranking),
+        (run.ablation, ablation),
+        (run.against, against),
+        (run.comparison, compare),
+    )
+    for found, module in known:
+        if found:
+            yield module.title(run), module.headline(run)
+    for found in run.cell_studies.values():
+        yield bars_study.title(found), bars_study.headline(found)
+
+
+def _together(run: Run) -> str:
+    """The title of a page with several studies."""
+    if run.comparison or (run.cell_studies and (run.ranking or run.ablation or run.against)):
+        return "Studies of several methods"
+    return "Studies of BARS" if run.cell_studies else "Studies of NAS-BNN"
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -127,6 +158,6 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if run.front:
         yield "On the front", str(len(run.front))
     if run.networks:
-        yield "Deployed" if run.of_subnets else "Retrained", str(len(run.networks))
+        yield "Deployed" if run.derived else "Retrained", str(len(run.networks))
     if setting(run.config, "seed") is not None:
         yield "Seed", str(setting(run.config, "seed"))

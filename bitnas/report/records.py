@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cells import Space
 
 SEARCHED, UNIFORM = "searched", "uniform"
 _BEYOND = 1e18  # operations, bits or us; also keeps axes from overflowing
@@ -44,6 +47,12 @@ class Network:
     def subnet(self) -> Mapping[str, Any] | None:
         """Stem and blocks of a subnet of NAS-BNN; None for any other network."""
         found = self.values.get("subnet")
+        return found if isinstance(found, Mapping) else None
+
+    @property
+    def architecture(self) -> Mapping[str, Any] | None:
+        """Cells, widths and depths of a network of BARS; None for any other."""
+        found = self.values.get("architecture")
         return found if isinstance(found, Mapping) else None
 
     @property
@@ -85,6 +94,7 @@ class Candidate:
     key: str = ""
     label: str = ""
     subnet: Mapping[str, Any] | None = None
+    architecture: Mapping[str, Any] | None = None
 
     def get(self, name: str) -> float | None:
         return number(self.metrics, name)
@@ -102,6 +112,7 @@ class Dropped:
     generation: int | None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     subnet: Mapping[str, Any] | None = None
+    architecture: Mapping[str, Any] | None = None
 
     def get(self, name: str) -> float | None:
         return number(self.metrics, name)
@@ -141,6 +152,10 @@ class Run:
         claim_config: configuration of the claim's first search.
         supernet_log: rows of `supernet.csv`, one for each epoch of the supernet's training.
         ranking, ablation, against: the studies of NAS-BNN, as their files hold them.
+        space: of a search by BARS.
+        course: one record for each epoch of its search by gradient.
+        cell_studies: its studies, by name, as their files hold them.
+        comparison: `compare.json`, the methods against each other.
     """
 
     folder: Path
@@ -163,11 +178,25 @@ class Run:
     ranking: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
     against: dict[str, Any] = field(default_factory=dict)
+    space: Space | None = None
+    course: list[dict[str, Any]] = field(default_factory=list)
+    cell_studies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    comparison: dict[str, Any] = field(default_factory=dict)
 
     @property
     def of_subnets(self) -> bool:
         """Whether this is a search of NAS-BNN, whose networks are subnets of one supernet."""
         return self.config.get("method") == "nasbnn"
+
+    @property
+    def of_cells(self) -> bool:
+        """Whether this is a search by BARS, whose networks are derived from probabilities."""
+        return self.config.get("method") == "bars"
+
+    @property
+    def derived(self) -> bool:
+        """Whether networks have architectures of their own, not ratios, and are deployed."""
+        return self.of_subnets or self.of_cells
 
     def pairs(self) -> list[tuple[Network, Network]]:
         """(searched, uniform) of equal cost, in the order of the study."""
@@ -217,9 +246,11 @@ def latency_interval(point: Point) -> tuple[float, float]:
 
 
 def code(point: Point | Dropped) -> str:
-    """What tells a network from others, in one line: its ratios, or the blocks of a subnet."""
+    """What tells a network from others, in one line: its ratios, the blocks of a subnet, or depths and widths."""
     if point.subnet is not None:
         return subnet_code(point.subnet)
+    if point.architecture is not None:
+        return architecture_code(point.architecture)
     ratios = point.ratios
     if isinstance(point, Network) and point.kind == UNIFORM and len(set(ratios)) == 1:
         return f"× {ratios[0]:.3g}"
@@ -239,3 +270,9 @@ def subnet_code(subnet: Mapping[str, Any]) -> str:
         words += ["|"] if index and block.get("stride") == 2 else []
         words.append(f"{block['channels']}/{block['kernel']}/{block.get('groups', 1)}")
     return " ".join(words)
+
+
+def architecture_code(architecture: Mapping[str, Any]) -> str:
+    """What tells a network of BARS from others at a glance; its cells are drawn."""
+    widths = ", ".join(f"{share:.3g}" for share in architecture["widths"])
+    return f"depths {', '.join(map(str, architecture['depths']))} · widths {widths}"

@@ -6,11 +6,11 @@ Below 640 px every row of a table becomes a card of named lines; in print the wi
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #5b6470; --line: #dde1e6; --box: #f5f7f9;
   --searched: #0067a8; --uniform: #b84a00; --float: #6b7480; --faint: #9aa3ad; --front: #3f8fc4; --slow: #b0005a;
-  --packed: #0067a8; --band: #0067a81f; }
+  --packed: #0067a8; --band: #0067a81f; --op1: #1b7a4b; --op2: #b0005a; --op3: #6a4bbc; --op4: #00798a; }
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e8eaed; --soft: #a3acb8;
   --line: #333a43; --box: #1d2228;
   --searched: #63bdf2; --uniform: #f2a14a; --float: #98a2ae; --faint: #737d89; --front: #3f8fc4; --slow: #ff79b8;
-  --packed: #63bdf2; --band: #63bdf22b; } }
+  --packed: #63bdf2; --band: #63bdf22b; --op1: #7fce9b; --op2: #ff79b8; --op3: #b7a1f7; --op4: #5fd3dd; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 860px; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
@@ -71,6 +71,31 @@ svg path.age0, svg path.age1, svg path.age2, svg path.age3, svg path.age4, svg p
 svg polyline.age0 { stroke-width: 2.6; }
 svg .age1 { opacity: .62; } svg .age2 { opacity: .48; } svg .age3 { opacity: .38; } svg .age4 { opacity: .3; }
   svg .age5 { opacity: .24; }
+svg .op-0 { --op: var(--searched); } svg .op-1 { --op: var(--op1); } svg .op-2 { --op: var(--op2); }
+  svg .op-3 { --op: var(--op3); } svg .op-4 { --op: var(--op4); }
+  svg .op-skip { --op: var(--uniform); } svg .op-none { --op: var(--line); }
+svg path.edge { fill: none; stroke: var(--op); stroke-width: 2; }
+svg polygon.head, svg polygon.area, svg path.op { fill: var(--op); stroke: none; } svg text.op { fill: var(--op); }
+svg polygon.area { fill-opacity: .85; } svg path.op-none { fill: var(--line); }
+svg path.edge.plain { stroke: var(--faint); stroke-width: 1.4; } svg polygon.head.plain { fill: var(--faint); }
+svg path.edge.shortcut { stroke: var(--ink); stroke-width: 1.6; stroke-dasharray: 6 4; }
+  svg polygon.head.shortcut { fill: var(--ink); }
+svg polyline.shortcutline { stroke: var(--ink); stroke-width: 1.6; stroke-dasharray: 6 4; }
+svg text.chip { font-size: 11.5px; font-weight: 600; } svg rect.chip { fill: var(--paper); }
+svg path.node { fill: var(--paper); stroke: var(--ink); stroke-width: 1.6; }
+  svg path.node.dead { stroke: var(--faint); stroke-dasharray: 3 3; } svg text.dead { fill: var(--faint); }
+svg rect.port { fill: var(--box); stroke: var(--soft); stroke-width: 1; }
+svg rect.left { fill: none; stroke: var(--faint); stroke-width: 1.4; stroke-dasharray: 4 3; }
+svg .level { --op: var(--searched); } svg polygon.level0, svg path.level0 { fill-opacity: .15; }
+  svg polygon.level1, svg path.level1 { fill-opacity: .38; } svg polygon.level2, svg path.level2 { fill-opacity: .62; }
+  svg polygon.level3, svg path.level3 { fill-opacity: .9; }
+svg .phase { stroke: var(--faint); stroke-width: 1.2; stroke-dasharray: 2 3; }
+svg .uniform, svg .searched, svg .float { --op: var(--searched); } svg .uniform { --op: var(--uniform); }
+  svg .float { --op: var(--float); }
+svg polyline.methodline { stroke: var(--op); stroke-width: 1.6; stroke-dasharray: 5 3; }
+svg .bar.thin { stroke: var(--op); stroke-width: 1.2; stroke-opacity: .55; }
+svg polyline.curve.op { stroke: var(--op); } svg polyline.curve.slow { stroke: var(--slow); }
+svg .budget { stroke: var(--slow); stroke-width: 1.5; stroke-dasharray: 6 4; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);

@@ -111,6 +111,18 @@ class Canvas:
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<polygon class="{css}" points="{corners}"/>')
 
+    def arrow(self, start: tuple[float, float], bend: tuple[float, float], end: tuple[float, float], css: str,
+              title: str = "") -> None:  # fmt: skip
+        """A line from `start` to `end`, pulled towards `bend` (the control point of a quadratic curve), with a head."""
+        away = math.hypot(end[0] - bend[0], end[1] - bend[1]) or 1.0
+        ux, uy = (end[0] - bend[0]) / away, (end[1] - bend[1]) / away
+        neck = end[0] - 6 * ux, end[1] - 6 * uy
+        corners = " ".join(f"{x:.1f} {y:.1f}" for x, y in (bend, neck))
+        self.parts.append(
+            f'<path class="edge {css}" d="M{start[0]:.1f} {start[1]:.1f}Q{corners}">{_title(title)}</path>'
+        )
+        self.polygon([end, (neck[0] - 4 * uy, neck[1] + 4 * ux), (neck[0] + 4 * uy, neck[1] - 4 * ux)], f"head {css}")
+
     def rect(self, x: float, y: float, width: float, height: float, css: str, title: str = "") -> None:
         self.parts.append(
             f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" rx="2">'

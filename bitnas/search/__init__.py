@@ -2,6 +2,7 @@
 
 from bitnas.search.archive import BucketArchive, Kept
 from bitnas.search.evolution import Evolution, penalised_accuracy
+from bitnas.search.fixed import FixedList
 from bitnas.search.journal import Journal, JournalCorrupt, JournalError, JournalLocked, JournalMismatch, Record
 from bitnas.search.loop import SearchFailed, SearchResult, Stage, run_search, run_tasks
 from bitnas.search.nsga2 import NSGA2
@@ -15,6 +16,7 @@ __all__ = [
     "BucketArchive",
     "Evolution",
     "Failure",
+    "FixedList",
     "Genome",
     "Journal",
     "JournalCorrupt",

@@ -243,6 +243,8 @@ RECIPES: dict[str, Recipe] = {
     # their signs all the time: no decay.
     "shen2019-cifar10-adam": replace(_CIFAR10, optimizer="adam", lr=0.001, weight_decay=0.0),
     "shen2019-imagenet-adam": replace(_IMAGENET, optimizer="adam", lr=0.001, weight_decay=0.0),
+    # What the authors of BARS (Zhao et al. 2020) trained a binary ResNet-18 with, in the history of their code.
+    "bars-cifar10": Recipe(epochs=300, batch_size=256, lr=0.001, optimizer="adam", clip_norm=5.0, shift=4, flip=True),
     # Supernets of Lin et al. 2024: theirs for ImageNet, and what fits smaller images.
     "nasbnn-imagenet": _SUPERNET,
     "nasbnn-cifar10": replace(_SUPERNET, epochs=300, batch_size=128, crop=None, shift=4),

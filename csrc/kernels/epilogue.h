@@ -1,7 +1,8 @@
 // What becomes of an integer dot product before it leaves the kernel.
 //
 //   kInt32   dot
-//   kFloat   y = scale[n] * dot + bias[n]      two roundings, never fused, in float32; then, where given,
+//   kFloat   y = scale[n] * dot + bias[n]      two roundings, never fused, in float32; then, where asked for,
+//            y = y > 0 ? y : +0                (ReLU)
 //            y = y + residual[p][n % residual_channels]
 //            y = y >= 0 ? y : slope[n] * y     (PReLU; NaN takes the slope)
 //            rounded to `type`; and, where asked for, packed beside:
@@ -21,6 +22,7 @@ struct Epilogue {
   void* out;                  // int32 or floats [pixels][N]; Word [pixels][words_for(N)]
   const float* scale;         // [N], kFloat
   const float* bias;          // [N], kFloat
+  bool relu;                  // kFloat
   const void* residual;       // [pixels][residual_channels] or null, kFloat
   int64_t residual_channels;  // at most N; fewer repeat, kFloat
   const float* slope;         // [N] or null, kFloat

@@ -12,9 +12,12 @@
 #include <array>
 #include <initializer_list>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "kernels/conv2d.h"
 #include "kernels/float_conv2d.h"
+#include "kernels/join.h"
 #include "kernels/max_pool2d.h"
 #include "kernels/pack.h"
 
@@ -134,19 +137,43 @@ inline PackArgs check_pack(const char* op, const Tensor& x) {
   return args;
 }
 
-inline PackArgs check_pack_channels(const char* op, const Tensor& x, const Tensor& threshold, const Tensor& direction) {
-  PackArgs args = check_pack(op, x);
-  check_vector(op, "threshold", threshold, ScalarType::Float, "float32", args.channels, x);
-  check_vector(op, "direction", direction, ScalarType::Float, "float32", args.channels, x);
-  args.thresholds = static_cast<const float*>(threshold.const_data_ptr());
-  args.directions = static_cast<const float*>(direction.const_data_ptr());
-  return args;
+// Thresholds and directions that a float tensor is packed by: one packing of [C], or several of [E, C].
+struct Cuts {
+  const float* thresholds;
+  const float* directions;
+  int64_t channels, count;
+  bool stacked;  // whether the packed tensor has a dimension more
+};
+
+inline Cuts check_cuts(const char* op, const char* name, const Tensor& threshold, const Tensor& direction,
+                       int64_t channels, const Tensor& x) {
+  const bool stacked = threshold.dim() == 2;
+  if (!stacked) {
+    check_vector(op, name, threshold, ScalarType::Float, "float32", channels, x);
+    check_vector(op, "direction", direction, ScalarType::Float, "float32", channels, x);
+  } else {
+    for (const auto& [word, t] : {std::pair{name, &threshold}, std::pair{"direction", &direction}}) {
+      STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 2 && t->size(0) > 0 &&
+                          t->size(0) == threshold.size(0) && t->size(1) == channels && t->is_contiguous(),
+                      op, ": ", word, " must be a contiguous float32 tensor [E, ", channels,
+                      "] with E at least 1, got ", t->dim(), " dimensions and ", t->numel(), " elements");
+      check_same_device(op, word, *t, x);
+    }
+  }
+  return {static_cast<const float*>(threshold.const_data_ptr()), static_cast<const float*>(direction.const_data_ptr()),
+          channels, stacked ? threshold.size(0) : 1, stacked};
 }
 
-inline Tensor empty_packed_like(const Tensor& x) {
+// `cuts` null: packed once.
+inline Tensor empty_packed_like(const Tensor& x, const Cuts* cuts = nullptr) {
   const int64_t words = words_for(x.size(1));
-  if (x.dim() == 2) return empty_contiguous<2>({x.size(0), words}, aoti_torch_dtype_int64(), x);
-  return empty_contiguous<4>({x.size(0), x.size(2), x.size(3), words}, aoti_torch_dtype_int64(), x);
+  const int32_t dtype = aoti_torch_dtype_int64();
+  if (cuts != nullptr && cuts->stacked) {
+    if (x.dim() == 2) return empty_contiguous<3>({cuts->count, x.size(0), words}, dtype, x);
+    return empty_contiguous<5>({cuts->count, x.size(0), x.size(2), x.size(3), words}, dtype, x);
+  }
+  if (x.dim() == 2) return empty_contiguous<2>({x.size(0), words}, dtype, x);
+  return empty_contiguous<4>({x.size(0), x.size(2), x.size(3), words}, dtype, x);
 }
 
 struct Conv2dParams {
@@ -286,6 +313,68 @@ inline MaxPool2dArgs check_max_pool2d(const char* op, const Tensor& x, const std
     args.flip = static_cast<const Word*>(flip->const_data_ptr());
   }
   return args;
+}
+
+inline void check_joined(const char* op, const char* name, const Tensor& t, const std::array<int64_t, 4>& sizes) {
+  int64_t stride = 1;
+  for (const int64_t i : {1, 3, 2, 0}) {
+    STD_TORCH_CHECK(t.size(i) == sizes[i], op, ": ", name, " has ", t.size(i), " in dimension ", i, ", expected ",
+                    sizes[i]);
+    STD_TORCH_CHECK(t.numel() == 0 || sizes[i] == 1 || t.strides()[i] == stride, op, ": ", name,
+                    " must be laid out in channels_last");
+    stride *= sizes[i];
+  }
+}
+
+struct JoinParams {
+  int64_t live, groups, channels, repeat;
+  bool pool;
+};
+
+inline JoinArgs check_join(const char* op, const Tensor& shortcut, const std::vector<Tensor>& nodes,
+                           const JoinParams& p) {
+  STD_TORCH_CHECK(shortcut.scalar_type() == ScalarType::Float && shortcut.dim() == 4, op,
+                  ": shortcut must be float32 [N, C, H, W]");
+  constexpr int64_t kMost = int64_t{1} << 30;
+  STD_TORCH_CHECK(p.groups > 0 && p.groups <= kMaxJoinedNodes, op, ": groups must be between 1 and ", kMaxJoinedNodes,
+                  ", got ", p.groups);
+  STD_TORCH_CHECK(p.channels > 0 && p.channels <= kMost && p.repeat > 0 && p.repeat <= kMost, op,
+                  ": channels and repeat must be between 1 and 2^30, got ", p.channels, " and ", p.repeat);
+  STD_TORCH_CHECK(shortcut.size(1) > 0 && shortcut.size(1) % p.groups == 0, op, ": groups (", p.groups,
+                  ") must divide the shortcut's channels, got ", shortcut.size(1));
+  STD_TORCH_CHECK(p.live >= 0 && p.live < int64_t{1} << p.groups &&
+                      __builtin_popcountll(static_cast<uint64_t>(p.live)) == static_cast<int64_t>(nodes.size()),
+                  op, ": live must have a bit for each of the ", static_cast<int64_t>(nodes.size()), " nodes, below 2^",
+                  p.groups, "; got ", p.live);
+  JoinArgs a{};
+  a.shortcut = static_cast<const float*>(shortcut.const_data_ptr());
+  a.groups = p.groups, a.own = shortcut.size(1) / p.groups, a.channels = p.channels, a.repeat = p.repeat;
+  a.pool = p.pool;
+  a.height = shortcut.size(2), a.width = shortcut.size(3);
+  a.out_height = p.pool ? (a.height + 1) / 2 : a.height, a.out_width = p.pool ? (a.width + 1) / 2 : a.width;
+  const int64_t images = shortcut.size(0);
+  STD_TORCH_CHECK(product_at_most(kMaxElements, {images, a.out_height, a.out_width, a.groups, a.channels}) &&
+                      product_at_most(kMaxElements, {a.own, a.repeat}),
+                  op, ": the output is too large");
+  check_joined(op, "shortcut", shortcut, {images, shortcut.size(1), a.height, a.width});
+  size_t next = 0;
+  for (int64_t g = 0; g < p.groups; ++g) {
+    if ((p.live >> g & 1) == 0) continue;
+    const Tensor& node = nodes[next++];
+    STD_TORCH_CHECK(node.scalar_type() == ScalarType::Float && node.dim() == 4, op, ": node ", g,
+                    " must be float32 [N, C, H, W]");
+    check_same_device(op, "a node", node, shortcut);
+    check_joined(op, "a node", node, {images, a.channels, a.out_height, a.out_width});
+    a.nodes[g] = static_cast<const float*>(node.const_data_ptr());
+  }
+  return a;
+}
+
+inline Tensor empty_joined(JoinArgs& a, const Tensor& shortcut) {
+  const int64_t c = a.groups * a.channels, h = a.out_height, w = a.out_width;
+  Tensor out = empty<4>({shortcut.size(0), c, h, w}, {h * w * c, 1, w * c, c}, aoti_torch_dtype_float32(), shortcut);
+  a.out = static_cast<float*>(out.mutable_data_ptr());
+  return out;
 }
 
 // What a float convolution may be given per output channel.

@@ -9,7 +9,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/select.h"
-#include "ops/dots.h"
+#include "ops/floats.h"
 
 namespace bitnas::ops {
 namespace {
@@ -27,23 +27,18 @@ void split(int64_t count, int64_t grain, const F& run) {
   }
 }
 
-Tensor run_pack(const Tensor& x, PackArgs args) {
-  Tensor out = empty_packed_like(x);
-  args.out = static_cast<Word*>(out.mutable_data_ptr());
-  const int64_t pixels = x.size(0) * args.plane;
+void run_pack(PackArgs args, int64_t pixels, const Tensor&) {
   const PackFn kernel = cpu::isa(cpu::active_isa()).pack;
   split(pixels, kPackGrain / args.channels + 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  return out;
 }
 
 Tensor pack(const Tensor& x, double threshold) {
   PackArgs args = check_pack("pack", x);
   args.threshold = static_cast<float>(threshold);
-  return run_pack(x, args);
-}
-
-Tensor pack_channels(const Tensor& x, const Tensor& threshold, const Tensor& direction) {
-  return run_pack(x, check_pack_channels("pack_channels", x, threshold, direction));
+  Tensor out = empty_packed_like(x);
+  args.out = static_cast<Word*>(out.mutable_data_ptr());
+  run_pack(args, x.size(0) * args.plane, x);
+  return out;
 }
 
 Tensor unpack(const Tensor& packed, int64_t channels, bool unit) {
@@ -128,6 +123,21 @@ Tensor max_pool2d_bits(const Tensor& x, const OptionalTensor& flip, int64_t kern
   split(x.size(0) * args.out_height, kPackGrain / row_words + 1,
         [&](int64_t begin, int64_t end) { cpu::max_pool2d(args, begin, end); });
   return out;
+}
+
+// Each chunk is packed while it is in the cache.
+void run_join(const JoinArgs& args, const Tensor& shortcut, const Cuts* cuts, Word* packed) {
+  const int64_t pixels = shortcut.size(0) * args.out_height * args.out_width, channels = args.groups * args.channels;
+  const PackFn kernel = cpu::isa(cpu::active_isa()).pack;
+  split(pixels, kPackGrain / channels + 1, [&](int64_t begin, int64_t end) {
+    cpu::join(args, begin, end);
+    for (int64_t i = 0; cuts != nullptr && i < cuts->count; ++i) {
+      Word* out = packed + i * pixels * words_for(channels);
+      kernel({args.out, FloatType::kFloat32, out, channels, 1, true, 0, cuts->thresholds + i * channels,
+              cuts->directions + i * channels},
+             begin, end);
+    }
+  });
 }
 
 void run_float_conv2d(FloatConv2dArgs& args) {
@@ -220,13 +230,13 @@ bool select_cpu_kernel(const std::string& name) {
 STABLE_TORCH_LIBRARY_IMPL(bitnas, CPU, m) {
   using namespace bitnas::ops;
   m.impl("pack", TORCH_BOX(&pack));
-  m.impl("pack_channels", TORCH_BOX(&pack_channels));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("float_conv2d", TORCH_BOX(&float_conv2d));
   m.impl("float_conv2d_bits", TORCH_BOX(&float_conv2d_bits));
   m.impl("prepare_weight", TORCH_BOX(&prepare_weight));
   m.impl("max_pool2d_bits", TORCH_BOX(&max_pool2d_bits));
-  Dots<&run_conv2d>::implement(m);
+  Dots<&run_conv2d, &run_pack>::implement(m);
+  Floats<&run_join, &run_pack>::implement(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitnas, CompositeExplicitAutograd, m) {

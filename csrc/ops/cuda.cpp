@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/select.h"
-#include "ops/dots.h"
+#include "ops/floats.h"
 
 namespace bitnas::ops {
 namespace {
@@ -39,22 +39,28 @@ void check(cudaError_t error) { STD_CUDA_CHECK(error); }
 
 #endif
 
-Tensor run_pack(const Tensor& x, PackArgs args) {
+void run_pack(PackArgs args, int64_t pixels, const Tensor& x) {
   const OnDevice on(x);
-  Tensor out = empty_packed_like(x);
-  args.out = static_cast<Word*>(out.mutable_data_ptr());
-  check(cuda::pack(args, x.size(0) * args.plane, on.stream));
-  return out;
+  check(cuda::pack(args, pixels, on.stream));
+}
+
+void run_join(const JoinArgs& args, const Tensor& shortcut, const Cuts* cuts, Word* packed) {
+  const OnDevice on(shortcut);
+  check(cuda::join(args, shortcut.size(0), on.stream));
+  const int64_t pixels = shortcut.size(0) * args.out_height * args.out_width, channels = args.groups * args.channels;
+  for (int64_t i = 0; cuts != nullptr && i < cuts->count; ++i)
+    check(cuda::pack({args.out, FloatType::kFloat32, packed + i * pixels * words_for(channels), channels, 1, true, 0,
+                      cuts->thresholds + i * channels, cuts->directions + i * channels},
+                     pixels, on.stream));
 }
 
 Tensor pack(const Tensor& x, double threshold) {
   PackArgs args = check_pack("pack", x);
   args.threshold = static_cast<float>(threshold);
-  return run_pack(x, args);
-}
-
-Tensor pack_channels(const Tensor& x, const Tensor& threshold, const Tensor& direction) {
-  return run_pack(x, check_pack_channels("pack_channels", x, threshold, direction));
+  Tensor out = empty_packed_like(x);
+  args.out = static_cast<Word*>(out.mutable_data_ptr());
+  run_pack(args, x.size(0) * args.plane, x);
+  return out;
 }
 
 Tensor unpack(const Tensor& packed, int64_t channels, bool unit) {
@@ -142,11 +148,11 @@ bool select_cuda_kernel(const std::string& name) { return cuda::force_kernel(nam
 template <typename Library>
 void implement(Library& m) {
   m.impl("pack", TORCH_BOX(&pack));
-  m.impl("pack_channels", TORCH_BOX(&pack_channels));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("prepare_weight", TORCH_BOX(&prepare_weight));
   m.impl("max_pool2d_bits", TORCH_BOX(&max_pool2d_bits));
-  Dots<&run_conv2d>::implement(m);
+  Dots<&run_conv2d, &run_pack>::implement(m);
+  Floats<&run_join, &run_pack>::implement(m);
 }
 
 }  // namespace

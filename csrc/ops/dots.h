@@ -22,9 +22,12 @@ inline Tensor empty_dots(const Conv2dShape& s, bool rows, int32_t dtype, const T
   return empty<4>({s.images, n, h, w}, {h * w * n, 1, w * n, n}, dtype, like);
 }
 
-inline Tensor empty_words(const Conv2dShape& s, bool rows, const Tensor& like) {
+// `cuts` null: packed once.
+inline Tensor empty_words(const Conv2dShape& s, bool rows, const Tensor& like, const Cuts* cuts = nullptr) {
   const int64_t words = words_for(s.out_channels);
   const int32_t dtype = aoti_torch_dtype_int64();
+  if (cuts != nullptr && cuts->stacked)  // of a convolution
+    return empty_contiguous<5>({cuts->count, s.images, s.out_height, s.out_width, words}, dtype, like);
   return rows ? empty_contiguous<2>({s.out_width, words}, dtype, like)
               : empty_contiguous<4>({s.images, s.out_height, s.out_width, words}, dtype, like);
 }
@@ -34,12 +37,15 @@ struct FloatOptions {
   const OptionalTensor& residual;
   const OptionalTensor& slope;
   const std::optional<ScalarType>& dtype;
+  bool relu = false;
   const Tensor* cut = nullptr;
   const Tensor* direction = nullptr;
 };
 
-// run(args, x, weight, prepared) computes args, whose epilogue holds pointers into tensors of x's device.
-template <void (*run)(const Conv2dArgs&, const Tensor& x, const Tensor& weight, const OptionalTensor& prepared)>
+// run(args, x, weight, prepared) computes args, whose epilogue holds pointers into tensors of x's device; pack(args,
+// pixels, x) packs floats there.
+template <void (*run)(const Conv2dArgs&, const Tensor& x, const Tensor& weight, const OptionalTensor& prepared),
+          void (*pack)(PackArgs, int64_t pixels, const Tensor& x)>
 struct Dots {
   static Tensor int32(const Conv2dShape& s, bool rows, const Tensor& x, const Tensor& weight,
                       const OptionalTensor& prepared) {
@@ -74,13 +80,23 @@ struct Dots {
       e.residual = options.residual->const_data_ptr();
       e.residual_channels = options.residual->size(1);
     }
+    e.relu = options.relu;
+    Cuts cuts{};
     if (packed != nullptr) {
-      e.cut = vector("cut", *options.cut);
-      e.direction = vector("direction", *options.direction);
-      *packed = empty_words(s, rows, x);
+      cuts = check_cuts(op, "cut", *options.cut, *options.direction, s.out_channels, x);
+      *packed = empty_words(s, rows, x, &cuts);
       e.packed = static_cast<Word*>(packed->mutable_data_ptr());
+      e.cut = cuts.thresholds, e.direction = cuts.directions;
     }
     run(args, x, weight, prepared);
+    // The epilogue packs once; the values are in the cache for the others.
+    const int64_t pixels = s.images * s.out_height * s.out_width;
+    for (int64_t i = 1; i < cuts.count && pixels > 0; ++i) {
+      PackArgs again{e.out, e.type, e.packed + i * pixels * words_for(s.out_channels), s.out_channels, 1, true, 0,
+                     {},    {}};
+      again.thresholds = cuts.thresholds + i * cuts.channels, again.directions = cuts.directions + i * cuts.channels;
+      pack(again, pixels, x);
+    }
     return out;
   }
 
@@ -111,18 +127,18 @@ struct Dots {
   }
 
   static Tensor conv2d_float(const Tensor& x, const Tensor& weight, const OptionalTensor& prepared, const Tensor& scale,
-                             const Tensor& bias, CONV2D_PARAMS, FLOAT_PARAMS) {
+                             const Tensor& bias, CONV2D_PARAMS, FLOAT_PARAMS, bool relu) {
     return floats("conv2d_float", CONV2D_SHAPE("conv2d_float"), false, x, weight, prepared, scale, bias,
-                  {residual, slope, dtype});
+                  {residual, slope, dtype, relu});
   }
 
   static std::tuple<Tensor, Tensor> conv2d_float_bits(const Tensor& x, const Tensor& weight,
                                                       const OptionalTensor& prepared, const Tensor& scale,
                                                       const Tensor& bias, const Tensor& cut, const Tensor& direction,
-                                                      CONV2D_PARAMS, FLOAT_PARAMS) {
+                                                      CONV2D_PARAMS, FLOAT_PARAMS, bool relu) {
     Tensor packed;
     Tensor out = floats("conv2d_float_bits", CONV2D_SHAPE("conv2d_float_bits"), false, x, weight, prepared, scale, bias,
-                        {residual, slope, dtype, &cut, &direction}, &packed);
+                        {residual, slope, dtype, relu, &cut, &direction}, &packed);
     return {std::move(out), std::move(packed)};
   }
 

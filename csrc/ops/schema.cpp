@@ -13,7 +13,7 @@
 STABLE_TORCH_LIBRARY(bitnas, m) {
   // float32, bfloat16 or float16 [N, C, H, W] (contiguous or channels_last) or [M, K] -> packed.
   m.def("pack(Tensor x, float threshold) -> Tensor");
-  // bit = direction[c] * x >= threshold[c]; both float32 [C].
+  // bit = direction[c] * x >= threshold[c]; both float32 [C]. Both [E, C]: x packed E times, [E, ...].
   m.def("pack_channels(Tensor x, Tensor threshold, Tensor direction) -> Tensor");
   // Packed [..., words] -> float32 [..., channels], ±1 or {0, 1}.
   m.def("unpack(Tensor packed, int channels, bool unit) -> Tensor");
@@ -43,19 +43,19 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def(
       "conv2d_int32(Tensor x, Tensor weight, Tensor? prepared, int in_channels, int stride_h, int stride_w, "
       "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool unit) -> Tensor");
-  // scale * dot + bias, then + residual and PReLU where given; scale, bias and slope float32 [out]. residual is
-  // [N, out, H', W'] in channels_last and in the output's dtype: float32 (None), bfloat16 or float16. It may have fewer
-  // channels, which then repeat: channel n adds the residual's n modulo its channels.
+  // scale * dot + bias, then ReLU where asked for, then + residual and PReLU where given; scale, bias and slope float32
+  // [out]. residual is [N, out, H', W'] in channels_last and in the output's dtype: float32 (None), bfloat16 or
+  // float16. It may have fewer channels, which then repeat: channel n adds the residual's n modulo its channels.
   m.def(
       "conv2d_float(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, int in_channels, "
       "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, "
-      "bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None) -> Tensor");
+      "bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None, bool relu=False) -> Tensor");
   // The same, and what pack_channels(floats, cut, direction) gives.
   m.def(
       "conv2d_float_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor scale, Tensor bias, Tensor cut, "
       "Tensor direction, int in_channels, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
-      "int dilation_w, int groups, bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None) "
-      "-> (Tensor, Tensor)");
+      "int dilation_w, int groups, bool unit, Tensor? residual=None, Tensor? slope=None, ScalarType? dtype=None, "
+      "bool relu=False) -> (Tensor, Tensor)");
   // Packed (dot >= threshold) XOR flip; threshold int32 [out], flip int64 [words(out)].
   m.def(
       "conv2d_bits(Tensor x, Tensor weight, Tensor? prepared, Tensor threshold, Tensor? flip, int in_channels, "
@@ -75,6 +75,17 @@ STABLE_TORCH_LIBRARY(bitnas, m) {
   m.def(
       "max_pool2d_bits(Tensor x, Tensor? flip, int kernel_h, int kernel_w, int stride_h, int stride_w, "
       "int padding_h, int padding_w) -> Tensor");
+
+  // The end of a cell: a shortcut, fitted to `groups` groups of `channels`, plus a node for each bit of `live` that is
+  // one; join.h has the formula. float32 in channels_last: shortcut [N, groups * own, H, W], nodes and the output
+  // [N, channels, H', W'] and [N, groups * channels, H', W'] with H' = H, or ceil(H / 2) where it pools.
+  m.def(
+      "join_nodes(Tensor shortcut, Tensor[] nodes, int live, int groups, int channels, int repeat, bool pool) "
+      "-> Tensor");
+  // The same, and what pack_channels(floats, cut, direction) gives.
+  m.def(
+      "join_nodes_bits(Tensor shortcut, Tensor[] nodes, Tensor cut, Tensor direction, int live, int groups, "
+      "int channels, int repeat, bool pool) -> (Tensor, Tensor)");
 
   // Comma-separated names this CPU can run, slowest first; the one in use; choose another (false: cannot).
   m.def("cpu_isas() -> str");

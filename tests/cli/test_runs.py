@@ -156,11 +156,11 @@ def test_a_search_of_subnets_and_its_resumption(run, space, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "nasbnn", "--epochs", "3"], "--epochs is an option of --method width; .*--supernet-epochs"),
+        (["--method", "nasbnn", "--epochs", "3"], "--epochs is an option of --method width and bars; .*--supernet-epochs"),
         (["--method", "nasbnn", "--no-inherit"], "--no-inherit is an option of --method width"),
-        (["--space", "small"], "--space is an option of --method nasbnn; leave it out for width"),
+        (["--space", "small"], "--space is an option of --method nasbnn and bars; leave it out for width"),
         (["--no-bi-teacher"], "--no-bi-teacher is an option of --method nasbnn"),
-        (["--method", "bars"], "--method: got 'bars', wanted width or nasbnn"),
+        (["--method", "none"], "--method: got 'none', wanted one of width, nasbnn, bars"),
         (["--method", "nasbnn", "--ops-window", "1e6"], "--ops-window: got 1 numbers, wanted the least and the most"),
         (
             ["--method", "nasbnn", "--ops-window", "1e6,2e6"],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitnas.methods import known
 from bitnas.methods.nasbnn import reproduce as module
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
 from bitnas.methods.nasbnn.published import (
@@ -86,8 +87,8 @@ def test_a_figure_that_differs_is_marked(monkeypatch):
         "equal",
         "differs",
     ]
-    assert "3,862,080 ≠" in module.cells(table)[0]
-    assert "3862081 | 3,862,080 ≠" in module.brief(table)[1][0]
+    assert "3,862,080 ≠" in known.cells(table)[0]
+    assert "3862081 | 3,862,080 ≠" in known.brief(table)[1][0]
 
 
 def test_findings_are_recomputed_and_claims_are_not_called_true():
@@ -104,9 +105,9 @@ def test_findings_are_recomputed_and_claims_are_not_called_true():
 
 
 def test_a_code_that_is_not_of_the_space_is_refused():
-    known = Known("odd", "odd", "24 | 48/3/1 | 96/3/2 96/3/2 | 192/3/4 192/3/4 | 384/3/8 | 768/3/16", "fork", *"1111")
+    odd = Known("odd", "odd", "24 | 48/3/1 | 96/3/2 96/3/2 | 192/3/4 192/3/4 | 384/3/8 | 768/3/16", "fork", *"1111")
     with pytest.raises(ValueError, match="blocks do not fit the stages"):
-        subnet_of(known)
+        subnet_of(odd)
 
 
 def fake_times(monkeypatch, stop_at=None):

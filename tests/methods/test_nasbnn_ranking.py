@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 
-from bitnas.methods.nasbnn import intervals, ranking, trials
+from bitnas.methods import intervals
+from bitnas.methods.nasbnn import ranking, studies
 from bitnas.methods.nasbnn.description import DESCRIPTIONS
 from bitnas.methods.nasbnn.space import SubnetSpace
 
@@ -83,8 +84,8 @@ def test_agreement_of_two_trainings_is_called_no_bound():
 def test_the_cheap_end_is_ranked_too(name):
     """Every step of log OPs has its subnet, also where hardly any subnet lies."""
     space = SubnetSpace(DESCRIPTIONS[name])
-    ops = [float(space.cost(genome).ops) for genome in trials.spread(space, 24, seed=0)]
+    ops = [float(space.cost(genome).ops) for genome in studies.spread(space, 24, seed=0)]
     step = (ops[-1] / ops[0]) ** (1 / 23)
     for number, each in enumerate(ops):
         assert each == pytest.approx(ops[0] * step**number, rel=0.02)
-    assert step <= trials.largest_gap(ops) < 1.02 * step
+    assert step <= studies.largest_gap(ops) < 1.02 * step

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bitnas.files import CorruptFileError, read_json_checked
-from bitnas.methods.nasbnn import ablation, against, deploy, evaluate, intervals, ranking, trials
+from bitnas.methods import fronts, intervals, trials
+from bitnas.methods.nasbnn import ablation, against, deploy, evaluate, ranking, studies
 from bitnas.methods.nasbnn.config import preset
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, Stage
 from bitnas.methods.nasbnn.search import search
@@ -134,20 +135,20 @@ def test_correlations_tell_inherited_ranks_from_those_of_ops():
 
 def test_subnets_are_spread_over_the_ops_of_the_space():
     space = SubnetSpace(DESCRIPTIONS["small"])
-    chosen = trials.spread(space, 9, seed=3)
+    chosen = studies.spread(space, 9, seed=3)
     ops = [float(space.cost(genome).ops) for genome in chosen]
-    assert chosen == trials.spread(space, 9, seed=3)
+    assert chosen == studies.spread(space, 9, seed=3)
     assert len({space.subnet(g).key() for g in chosen}) == 9
     assert (ops[0], ops[-1]) == tuple(float(space.cost(g).ops) for g in (space.smallest, space.biggest))
     steps = [math.log(b / a) for a, b in itertools.pairwise(ops)]
     assert min(steps) > 0.5 * max(steps)
     with pytest.raises(ValueError, match="subnets: got 1, wanted at least 2"):
-        trials.spread(space, 1, seed=0)
-    drawn = trials.random_subnets(space, 5, seed=1)
+        studies.spread(space, 1, seed=0)
+    drawn = studies.random_subnets(space, 5, seed=1)
     assert len({space.subnet(g).key() for g in drawn}) == 5
     assert space.smallest not in drawn
     with pytest.raises(ValueError, match="subnets: got 5000, wanted at most"):
-        trials.random_subnets(SubnetSpace(TINY), 5000, seed=0)
+        studies.random_subnets(SubnetSpace(TINY), 5000, seed=0)
 
 
 def test_ranking_trains_judges_and_goes_on_from_its_journal(tmp_path, monkeypatch):
@@ -163,9 +164,9 @@ def test_ranking_trains_judges_and_goes_on_from_its_journal(tmp_path, monkeypatc
     # The inherited accuracy is that of the supernet in the folder, by the search's own measure.
     config = preset(DATA, **QUICK)
     row = found["subnets"][-1]
-    own = trials.inherit(
+    own = studies.inherit(
         config, evaluate.search_space(config).subnet(evaluate.search_space(config).biggest),
-        trials.supernet_path(tmp_path, "ranking"), trials.parts(config).train,
+        studies.supernet_path(tmp_path, "ranking"), trials.parts(config).train,
     )  # fmt: skip
     assert sum(trials.predictions(own, trials.parts(config).held)) / 80 == pytest.approx(row["inherited"])
 
@@ -194,7 +195,7 @@ def test_supernets_stopped_within_their_training_go_on(tmp_path, monkeypatch):
 
     values = preset(DATA, **{**QUICK, "supernet_epochs": 2}).to_dict()
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
-    trials.make_supernet((), values, str(whole))
+    studies.make_supernet((), values, str(whole))
     real = training.train_supernet
 
     def interrupted(*args, **options):
@@ -205,11 +206,11 @@ def test_supernets_stopped_within_their_training_go_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train_supernet", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trials.make_supernet((), values, str(stopped))
+        studies.make_supernet((), values, str(stopped))
     monkeypatch.setattr(training, "train_supernet", real)
     assert stopped.with_suffix(".ckpt.safetensors").exists()
     assert not stopped.exists()
-    trials.make_supernet((), values, str(stopped))
+    studies.make_supernet((), values, str(stopped))
     assert stopped.read_bytes() == whole.read_bytes()
     assert not stopped.with_suffix(".ckpt.safetensors").exists()
 
@@ -335,12 +336,12 @@ def test_a_front_with_more_networks_is_never_judged_worse():
     for _ in range(60):
         rows = drawn_front(rng, 48)
         more = [*rows, *drawn_front(rng, 3), {"latency_us": 9.0, "accuracy": 0.5}]
-        edges = [against._edge(front) for front in (rows, more)]
-        corner = against._corner([row for edge in edges for row in edge])
+        edges = [fronts.edge(front) for front in (rows, more)]
+        corner = fronts.corner([row for edge in edges for row in edge])
         for picks in (2, 4, 12):
-            less, most = (dominated(against._most(edge, picks, corner), corner) for edge in edges)
+            less, most = (dominated(fronts.most(edge, picks, corner), corner) for edge in edges)
             assert most >= less - 1e-12
-        assert against._most(edges[0], 48, corner) == edges[0]
+        assert fronts.most(edges[0], 48, corner) == edges[0]
         shorter += len(edges[1]) > 4
     assert shorter > 30
 
@@ -348,10 +349,10 @@ def test_a_front_with_more_networks_is_never_judged_worse():
 def test_the_networks_that_judge_an_edge_are_those_that_dominate_most():
     rng = random.Random(7)
     for _ in range(20):
-        edge = against._edge(drawn_front(rng, 30))
-        corner = against._corner(edge)
+        edge = fronts.edge(drawn_front(rng, 30))
+        corner = fronts.corner(edge)
         for picks in range(1, 5):
-            chosen = against._most(edge, picks, corner)
+            chosen = fronts.most(edge, picks, corner)
             assert len(chosen) == min(picks, len(edge))
             best = max(dominated(some, corner) for some in itertools.combinations(edge, len(chosen)))
             assert dominated(chosen, corner) == pytest.approx(best, rel=1e-12)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bitnas import cli
 from bitnas.data import Dataset
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
-from bitnas.methods.nasbnn import trials
+from bitnas.methods.nasbnn import studies
 from bitnas.methods.nasbnn.config import preset
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, Stage
 from bitnas.methods.nasbnn.passes import sandwich
@@ -357,10 +357,10 @@ def test_recipes():
     recipes = {data: preset(data).recipe for data in ("digits", "cifar10", "imagenet")}
     assert recipes == {name: f"nasbnn-{name}" for name in recipes}
     # Images are met in fine-tuning as in the supernet's training.
-    tuned = trials.fine_tuning(preset("cifar10"), None)
+    tuned = studies.fine_tuning(preset("cifar10"), None)
     assert tuned is not None
     assert (tuned.lr, tuned.batch_size, tuned.shift, tuned.flip, tuned.crop) == (1e-5, 128, 4, True, None)
-    assert trials.fine_tuning(preset("digits"), None) == ALL_RECIPES["nasbnn-finetune-digits"]
+    assert studies.fine_tuning(preset("digits"), None) == ALL_RECIPES["nasbnn-finetune-digits"]
 
 
 # ---- Recalibration and files -----------------------------------------------------------------------------------------

@@ -46,7 +46,10 @@ def check(case, threads, prepared_too):
     flip_words = reference.pack(flip.float()[None], 0.5)[0]
     scale, bias, cut, direction = torch.randn(4, n, generator=generator)
     direction = direction.sign()
-    options = float_options(random.Random(case.seed), dots, generator)
+    rng = random.Random(case.seed)
+    options = float_options(rng, dots, generator) | {"relu": rng.random() < 0.5}
+    cuts = torch.randn(rng.randint(1, 3), n, generator=generator)
+    directions = torch.randn(cuts.shape, generator=generator).sign()
     with threads():
         out = ops.conv2d(x, weight, activations=case.activations, **case.geometry)
         packed, packed_weight = ops.pack(x, activations=case.activations), ops.pack_weight(weight)
@@ -56,10 +59,17 @@ def check(case, threads, prepared_too):
         both = torch.ops.bitnas.conv2d_float_bits(
             packed, packed_weight, prepared, scale, bias, cut, direction, *case.flat, **options
         )
+        several = torch.ops.bitnas.conv2d_float_bits(
+            packed, packed_weight, prepared, scale, bias, cuts, directions, *case.flat, **options
+        )
     expected = reference.float_epilogue(dots, scale, bias, **options)
     assert both[0].dtype == expected.dtype
     assert torch.equal(both[0], expected), (case, options)
     assert torch.equal(both[1], reference.pack(expected, cut, direction)), (case, options)
+    assert torch.equal(several[0], expected), (case, options)
+    assert len(several[1]) == len(cuts)
+    for bits_of, own, way in zip(several[1], cuts, directions, strict=True):
+        assert torch.equal(bits_of, reference.pack(expected, own, way)), (case, options)
     assert out.dtype == torch.int32
     assert torch.equal(out, dots), case
     assert torch.equal(bits, reference.threshold_bits(dots, threshold, flip)), case

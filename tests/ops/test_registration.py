@@ -11,6 +11,7 @@ ROWS, MATRIX = ops.pack(torch.randn(5, 130)), ops.pack_weight(torch.randn(17, 13
 GEOMETRY = (70, 2, 1, 1, 1, 1, 1, 2, False)
 SCALE, THRESHOLD, FLIP = torch.randn(34), torch.zeros(34, dtype=torch.int32), torch.ones(1, dtype=torch.int64)
 RESIDUAL = torch.randn(2, 34, 3, 5).contiguous(memory_format=torch.channels_last)
+CUTS, NODE = torch.randn(3, 34), torch.randn(2, 21, 2, 3).contiguous(memory_format=torch.channels_last)
 PREPARED = torch.ops.bitnas.prepare_weight(W, 70, 2)
 OPS = torch.ops.bitnas
 
@@ -21,6 +22,11 @@ SAMPLES = {
     "pack-bf16": (OPS.pack, (torch.randn(3, 64).bfloat16(), 0.0)),
     "pack-empty": (OPS.pack, (torch.randn(0, 70, 4, 3), 0.0)),
     "pack_channels": (OPS.pack_channels, (torch.randn(2, 70, 4, 3), torch.randn(70), torch.ones(70))),
+    "pack_channels-several": (OPS.pack_channels, (torch.randn(2, 34, 4, 3), CUTS, CUTS.sign())),
+    "pack_channels-rows": (OPS.pack_channels, (torch.randn(5, 34), CUTS, CUTS.sign())),
+    "join_nodes": (OPS.join_nodes, (RESIDUAL, [NODE], 2, 2, 21, 1, True)),
+    "join_nodes_bits": (OPS.join_nodes_bits, (RESIDUAL, [], CUTS, CUTS.sign(), 0, 2, 17, 2, False)),
+    "join_nodes_bits-once": (OPS.join_nodes_bits, (RESIDUAL, [], SCALE, SCALE.sign(), 0, 1, 34, 1, True)),
     "unpack": (OPS.unpack, (X, 70, False)),
     "unpack-rows": (OPS.unpack, (ROWS, 130, True)),
     "conv2d_int32": (OPS.conv2d_int32, (X, W, None, *GEOMETRY)),
@@ -37,6 +43,10 @@ SAMPLES = {
     "conv2d_float_bits-residual": (
         OPS.conv2d_float_bits,
         (X, W, PREPARED, SCALE, SCALE, SCALE, SCALE.sign(), *GEOMETRY, RESIDUAL, None, None),
+    ),
+    "conv2d_float_bits-several": (
+        OPS.conv2d_float_bits,
+        (X, W, None, SCALE, SCALE, CUTS, CUTS.sign(), *GEOMETRY, RESIDUAL, None, None, True),
     ),
     "conv2d_bits": (OPS.conv2d_bits, (X, W, None, THRESHOLD, FLIP, *GEOMETRY)),
     "conv2d_bits-plain": (OPS.conv2d_bits, (X, W, PREPARED, THRESHOLD, None, *GEOMETRY)),

@@ -439,3 +439,231 @@ def against_folder(folder: Path, seeds: int = 2) -> Path:
         found.append({"seed": seed, "test_images": 359, "train_images": 1078, "networks": networks,
                       "evaluated": counts, "seconds": dict.fromkeys(counts, 60.0)})  # fmt: skip
     return _studied(folder, "against", seeds=found, **compared(found))
+
+
+def bars_course(space: Any, epochs: int, *, favourite: str | None = None) -> list[dict[str, Any]]:
+    """A made-up course in which some operations win, on every edge the `favourite` if there is one."""
+    from bitnas.report.cells import EDGES
+
+    generator = random.Random(8)
+
+    def row(length: int, winner: int, share: float) -> list[float]:
+        return [round((1 - share) / length + (share if n == winner else 0.0), 6) for n in range(length)]
+
+    names = list(space.operations)
+    wins = [
+        [names.index(favourite) if favourite else generator.randrange(len(names)) for _ in EDGES]
+        for _ in range(space.topologies)
+    ]
+    found = []
+    for epoch in range(epochs):
+        done = epoch / max(epochs - 1, 1)
+        share = 0.9 * done
+        edges = [[row(len(names), winner, share) for winner in group] for group in wins]
+        widths = [row(len(space.widths), len(space.widths) - 1, share) for _ in range(space.width_count)]
+        depths = [row(len(choices), 0, share) for choices in space.depth_choices]
+        chosen = [max(range(len(names)), key=one.__getitem__) for group in edges for one in group]
+        found.append(
+            {
+                "epoch": epoch,
+                "loss": 2.0 - done,
+                "accuracy": 0.2 + 0.5 * done,
+                "arch_loss": None if epoch < 2 else 2.1 - done,
+                "arch_accuracy": None if epoch < 2 else 0.2 + 0.4 * done,
+                "arch_steps": 0 if epoch < 2 else 9,
+                "expected": {"flops": 5e5 - 2e5 * done},
+                "factor": 1.0,
+                "entropies": {"edges": 1.1 - done, "layout": 1.2 - done},
+                "temperatures": {"edges": 1.0, "layout": 1.0},
+                "lr": 0.01,
+                "hessian": 0.5 + 0.1 * epoch if epoch % 4 == 3 else None,
+                "alive": [10 * len(names) - (epoch > 4)] * space.topologies,
+                "skips": sum(names[n] == "skip" for n in chosen) / len(chosen),
+                "probabilities": {"edges": edges, "widths": widths, "depths": depths},
+                "stopped": None,
+                "seconds": 1.0,
+            }
+        )
+    return found
+
+
+def bars_folder(
+    folder: Path, *, space: str = "small", epochs: int = 8, favourite: str | None = None, judged: bool = True
+) -> Path:
+    """A finished search by BARS, its networks by the real space, every measurement made up."""
+    from bitnas.methods.bars.config import preset
+    from bitnas.methods.bars.course import save_course
+    from bitnas.methods.bars.description import load
+
+    (folder / "networks").mkdir(parents=True, exist_ok=True)
+    description = load(space)
+    controller = {"cost": "flops", "flops_budget": 4e5, "warmup_epochs": 2, "epochs": epochs}
+    config = preset("digits", space=space, controller=controller)
+    write_json(folder / "config.json", {**CONFIG, "method": "bars", "search": config.to_dict()})
+    save_course(bars_course(description, epochs, favourite=favourite), folder / "course.json")
+    if not judged:
+        return folder
+    generator, entries = random.Random(5), []
+    for index in range(6):
+        point = description.random(generator)
+        network = description.network(point)
+        ops = 1e4 * (index + 1)
+        time = 150 + ops / 200
+        found = {"accuracy": 0.7 + 0.03 * index, "ops": ops, "bops": 50 * ops, "flops": ops / 8, "memory_bits": 1e5}
+        found |= {"params": 1e4, "loss_flops": 7e4 * (index + 1), "latency_us": time}
+        found |= {"latency_low_us": 0.97 * time, "latency_high_us": 1.03 * time}
+        named = {"architecture": point.to_dict(), "network": network.to_dict(), "key": network.key()}
+        failed = index == 2
+        entries.append(
+            {
+                **named,
+                "genome": list(description.genome(point)),
+                "generation": 0,
+                "status": "failed" if failed else "ok",
+                "reason": "killed after the time limit of 60 s" if failed else "",
+                "metrics": {} if failed else found,
+            }
+        )
+    front = [
+        {**{n: e[n] for n in ("architecture", "network", "genome", "generation", "key")}, **e["metrics"]}
+        for e in reversed(entries)
+        if e["status"] == "ok"
+    ]
+    write_json(folder / "front.json", front)
+    latency = {"source": "measured", "table_check": None}
+    fronts = [[row["key"] for row in front]]
+    likeliest = entries[0]["key"]
+    write_json(
+        folder / "search.json",
+        {"history": [], "fronts": fronts, "candidates": entries, "latency": latency, "likeliest": likeliest},
+    )
+    return folder
+
+
+def bars_study_folder(folder: Path, name: str = "cells", seeds: int = 3, *, collapsed: str | None = None) -> Path:
+    """A finished study of BARS: figures made up, comparisons and sentences computed as ever. The searches of the
+    variant `collapsed` end with skips on nearly all edges."""
+    from bitnas.methods.bars import comparisons, variants
+    from bitnas.methods.bars.config import preset
+
+    generator = random.Random(name)
+    config = preset("digits", controller={"warmup_epochs": 2, "epochs": 6})
+    found = {
+        "cells": [variants.Variant(variants.SEARCHED, "the settings as they are")],
+        "guards": variants.of_guards(config),
+        "cost": variants.of_cost(1e5, 300.0),
+        "parts": variants.of_parts(config, 1e5),
+    }[name]
+    names = [variant.name for variant in found] + ([variants.RANDOM] if name == "cells" else [])
+    runs = []
+    for seed in range(seeds):
+        for place, variant in enumerate(names):
+            bad = variant == collapsed
+            right = [generator.random() < (0.6 if bad else 0.9 - 0.02 * place) for _ in range(360)]
+            accuracy = sum(right) / len(right)
+            course = [0.3 + (0.1 * epoch if bad else 0.0) for epoch in range(6)]
+            runs.append(
+                {
+                    "variant": variant,
+                    "seed": seed,
+                    "label": variant if variant != variants.RANDOM else f"{variant} 1",
+                    "kind": "random" if variant == variants.RANDOM else "searched",
+                    "key": f"{place:064x}",
+                    "accuracy": accuracy,
+                    "accuracy_low": accuracy - 0.04,
+                    "accuracy_high": min(1.0, accuracy + 0.03),
+                    "test_images": 360,
+                    "train_images": 1437,
+                    "operations": 1e5 * (1 + 0.02 * place),
+                    "loss_flops": 9e4 * (1 + 0.02 * place),
+                    "latency_us": 300.0 + 20 * place + generator.uniform(-5, 5),
+                    "latency_low_us": 290.0 + 20 * place,
+                    "latency_high_us": 312.0 + 20 * place,
+                    "latency_iqr_us": 8.0,
+                    "latency_noisy": False,
+                    "skips": course[-1],
+                    "none": 0.1,
+                    "verified": {"ok": True},
+                    "stopped": None,
+                    "right": right,
+                    **({} if variant == variants.RANDOM else {"course": course, "course_none": [0.1] * 6}),
+                }
+            )
+    compared = comparisons.compared(name, runs, names)
+    said = [*comparisons.described(name, runs), *(one["verdict"] for one in compared)]
+    facts = {fact: CONFIG[fact] for fact in ("command", "machine", "versions")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_checked(
+        folder / f"{name}.json",
+        {
+            "format": f"bitnas-bars-{name}-1",
+            "study": name,
+            "complete": True,
+            "data": "digits",
+            "seeds": list(range(seeds)),
+            "variants": [{"name": variant.name, "says": variant.says} for variant in found],
+            "runs": [{key: value for key, value in run.items() if key != "right"} for run in runs],
+            "comparisons": compared,
+            "verdicts": said,
+            "protocol": ["as it was done"],
+            "settings": {"epochs": 6},
+            "search": {"data": "digits"},
+            **facts,
+        },
+    )
+    return folder
+
+
+def compare_folder(folder: Path, *, trained: bool = True) -> Path:
+    """Fronts of methods against each other: figures made up, areas and sentences computed as ever."""
+    from bitnas.methods import compare_methods
+    from bitnas.methods.intervals import Interval, outcome
+
+    generator, rows = random.Random(2), []
+    for place, method in enumerate(("width", "nasbnn", "bars")):
+        for number in range(4):
+            right = [generator.random() < 0.75 + 0.04 * number + 0.02 * place for _ in range(360)]
+            accuracy, time = sum(right) / len(right), 100.0 * (number + 1) + 30 * place
+            rows.append(
+                {
+                    "method": method,
+                    "run": f"runs/{method}",
+                    "name": method,
+                    "label": f"{method} {number + 1}",
+                    "key": f"{place}{number}" * 32,
+                    "accuracy": accuracy,
+                    "search_accuracy": 0.75 + 0.04 * number,
+                    "latency_us": time,
+                    "latency_low_us": 0.97 * time,
+                    "latency_high_us": 1.04 * time,
+                    "latency_iqr_us": 0.03 * time,
+                    "latency_noisy": False,
+                    "flops": 1e4 * (number + 1),
+                    "ops": 1.3e4 * (number + 1),
+                    **({"accuracy_low": accuracy - 0.04, "accuracy_high": accuracy + 0.03} if trained else {}),
+                    "right": right,
+                }
+            )
+    judged = compare_methods._judged(rows, trained=False)
+    for one in judged["comparisons"] if trained else []:  # thousands of resamplings are not for a picture
+        found = Interval(one["difference"], one["difference"] - 0.08, one["difference"] + 0.08)
+        one |= {"low": found.low, "high": found.high, "outcome": outcome(found)}
+        one["verdict"] = compare_methods._verdict(one, rows)
+    judged["verdicts"] = [one["verdict"] for one in judged["comparisons"]]
+    facts = {fact: CONFIG[fact] for fact in ("command", "machine", "versions")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_checked(
+        folder / "compare.json",
+        {
+            "format": "bitnas-methods-compare-1",
+            "runs": [],
+            "rows": [{key: value for key, value in row.items() if key != "right"} for row in rows],
+            **judged,
+            "trained": trained,
+            "protocol": ["as it was done"],
+            "settings": {"picks": 4},
+            "data": "digits",
+            **facts,
+        },
+    )
+    return folder

@@ -6,7 +6,6 @@ splits of their own.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -14,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnas.methods import candidates
-from bitnas.methods.nasbnn import evaluate, trials
+from bitnas.methods import candidates, trials
+from bitnas.methods.intervals import corrected, paired_runs, said, spread
+from bitnas.methods.nasbnn import evaluate, studies
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig, preset
-from bitnas.methods.nasbnn.intervals import over_seeds, spread
 from bitnas.methods.run_folder import Progress
 from bitnas.search import Stage
 from bitnas.search.space import Genome
@@ -36,7 +35,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "none": STRATEGIES,
 }
 GROUPS = ("smallest", "random", "biggest", "mean")
-_LEVEL = 0.05
 
 
 def ablation(
@@ -67,9 +65,7 @@ def ablation(
         RuntimeError: a training failed.
         JournalMismatch: the folder holds a study of other settings.
     """
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise ValueError(f"seeds: got {seeds!r}, wanted at least one seed, none twice")
+    numbers = trials.numbered(seeds)
     if isinstance(subnets, bool) or not isinstance(subnets, int) or subnets < 1:
         raise ValueError(f"subnets: got {subnets!r}, wanted an integer of at least 1")
     folder, notify, start = Path(out), on_progress or (lambda event: None), time.perf_counter()
@@ -78,19 +74,19 @@ def ablation(
     # Which seeds there are is no setting: a study can be continued with more of them.
     base = {"subnets": subnets, "settings": {k: v for k, v in first.to_dict().items() if k not in ("seed", "workers")}}
     shared = preset(data, **{**(settings or {}), "seed": 0})
-    with trials.opened(folder, NAME, shared, base, workers) as (journal, pool):
+    with studies.opened(folder, NAME, shared, base, workers) as (journal, pool):
         # Seed by seed: a study that is stopped early has whole seeds to compare.
         cells = [(seed, name) for seed in numbers for name in VARIANTS]
         arguments = {
             (seed, name): (
                 {**configs[seed].to_dict(), "strategies": _strategies(configs[seed], name)},
-                str(trials.supernet_path(folder, f"{seed}-{'-'.join(VARIANTS[name]) or 'all'}")),
+                str(studies.supernet_path(folder, f"{seed}-{'-'.join(VARIANTS[name]) or 'all'}")),
             )
             for seed, name in cells
         }
         trials.measured(
             "ablation_supernet", [(f"{seed}/{name}", ()) for seed, name in cells],
-            Stage("supernet", trials.make_supernet), journal, pool, notify, [arguments[cell] for cell in cells],
+            Stage("supernet", studies.make_supernet), journal, pool, notify, [arguments[cell] for cell in cells],
         )  # fmt: skip
         judged = trials.measured(
             "ablation_judged", [(f"{seed}/{name}", ()) for seed, name in cells],
@@ -122,7 +118,7 @@ def ablation(
         ]
         judgements = corrected([one for one in differences if one["group"] == "mean"])
         differences = [one for one in differences if one["group"] != "mean"] + judgements
-        return trials.write(
+        return studies.write(
             folder,
             NAME,
             first,
@@ -154,12 +150,12 @@ def judge(genome: Genome, settings: dict[str, Any], path: str, subnets: int) -> 
     """
     config = NasBnnSearchConfig.from_dict(settings)
     own, space = trials.parts(config), evaluate.search_space(config, window=False)
-    chosen = trials.random_subnets(space, subnets, candidates.derive_seed(config.seed, "ablation"))
+    chosen = studies.random_subnets(space, subnets, candidates.derive_seed(config.seed, "ablation"))
     named = {"smallest": space.smallest, "biggest": space.biggest}
     named |= {f"random.{index}": genome for index, genome in enumerate(chosen)}
     found = {}
     for name, one in named.items():
-        right = trials.predictions(trials.inherit(config, space.subnet(one), path, own.train), own.held)
+        right = trials.predictions(studies.inherit(config, space.subnet(one), path, own.train), own.held)
         found[name] = sum(right) / len(right)
     candidates.release_memory()
     return {**found, "images": float(len(own.held)), "train_images": float(len(own.train))}
@@ -185,49 +181,6 @@ def _difference(
     return {"variant": name, "group": group, **paired_runs(runs, ratio)}
 
 
-def paired_runs(runs: Sequence[float], ratio: float) -> dict[str, Any]:
-    """Differences over seeds: {"runs", "mean"}; of two or more also their 95 % interval ("low", "high") and the p of
-    the same corrected t test, two-sided.
-
-    Args:
-        runs: one for each seed.
-        ratio: of images that judge to those that train.
-    """
-    found: dict[str, Any] = {"runs": list(runs), "mean": statistics.fmean(runs)}
-    interval = over_seeds(runs, ratio)
-    if interval is None:
-        return found
-    from scipy.special import stdtr
-
-    error = math.sqrt(statistics.variance(runs) * (1 / len(runs) + ratio))
-    p = 2 * float(stdtr(len(runs) - 1, -abs(found["mean"]) / error)) if error else float(not found["mean"])
-    return {**found, "low": interval.low, "high": interval.high, "p": p}
-
-
-def corrected(differences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The differences that verdicts are given on, with the p that allows for their number (Holm 1979: at most 5 % of
-    such families hold a false one), "p_holm", and the "outcome": "better", "worse" or "undecided". Those of one seed,
-    which have no p, are left as they are.
-    """
-    found = [dict(one) for one in differences]
-    tested = sorted((one for one in found if "p" in one), key=lambda one: one["p"])
-    least = 0.0
-    for rank, one in enumerate(tested):
-        least = max(least, min(1.0, (len(tested) - rank) * one["p"]))
-        told = "better" if one["mean"] > 0 else "worse"
-        one |= {"p_holm": least, "tested": len(tested), "outcome": told if least <= _LEVEL else "undecided"}
-    return found
-
-
-def said(difference: Mapping[str, Any], what: str) -> str:
-    """The figures behind a verdict; `what` is the mean with its unit."""
-    low, high = 100 * difference["low"], 100 * difference["high"]
-    return (
-        f"{what}, 95 % interval {low:+.1f} to {high:+.1f}, {len(difference['runs'])} seeds, "
-        f"p {difference['p_holm']:.2g} among {difference['tested']} verdicts"
-    )
-
-
 def verdict(difference: Mapping[str, Any]) -> str:
     """What a difference of all strategies to a variant, `corrected`, allows to say."""
     name, mean = difference["variant"], 100 * difference["mean"]
@@ -246,7 +199,7 @@ def verdict(difference: Mapping[str, Any]) -> str:
 
 def _protocol(config: NasBnnSearchConfig, subnets: int) -> list[str]:
     return [
-        f"each supernet: {trials.recipe_of(config).epochs} epochs on the train part; within a seed the same split, "
+        f"each supernet: {studies.recipe_of(config).epochs} epochs on the train part; within a seed the same split, "
         "batches and subnets for all variants",
         f"judged: the smallest, the biggest and {subnets} random subnets, weights inherited, batch norm measured anew, "
         "on all images outside the train part",

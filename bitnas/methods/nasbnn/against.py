@@ -11,32 +11,26 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bitnas.methods import candidates, front_timing, run_folder
-from bitnas.methods.nasbnn import deploy, evaluate, trials
-from bitnas.methods.nasbnn.ablation import corrected, paired_runs, said
+from bitnas.methods import candidates, front_timing, fronts, run_folder, trials
+from bitnas.methods.intervals import corrected, paired_runs, said, wilson
+from bitnas.methods.nasbnn import deploy, evaluate, studies
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
 from bitnas.methods.nasbnn.config import preset as subnet_preset
-from bitnas.methods.nasbnn.intervals import wilson
-from bitnas.methods.nasbnn.search import _stages, _times_candidates, _timing
 from bitnas.methods.nasbnn.search import search as search_subnets
+from bitnas.methods.nasbnn.search import stages, times_candidates, timing_of
 from bitnas.methods.run_folder import Progress
 from bitnas.methods.width import evaluate as width_evaluate
 from bitnas.methods.width.config import WidthSearchConfig
 from bitnas.methods.width.config import preset as width_preset
 from bitnas.methods.width.search import search as search_widths
-from bitnas.models.nasbnn import SubnetConfig
 from bitnas.search import Journal, RandomSearch, Stage, WorkerPool, Workers, run_search
 from bitnas.search.space import Genome
-
-if TYPE_CHECKING:
-    from torch import nn
 
 NAME = "against"
 SEARCHED, RANDOM, WIDTHS = "searched", "random", "widths"
 INHERITED, TUNED, SCRATCH = "inherited", "fine-tuned", "from scratch"
-_ROOM = 1.05  # the reference point lies so far beyond the worst of all networks
 _SHARED = ("population", "generations", "latency_batch", "latency_threads", "train_fraction", "val_fraction")
 
 
@@ -78,9 +72,7 @@ def against(
         RuntimeError: a training failed.
         FileExistsError, JournalMismatch: the folder holds a study of other settings.
     """
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise ValueError(f"seeds: got {seeds!r}, wanted at least one seed, none twice")
+    numbers = trials.numbered(seeds)
     if isinstance(picks, bool) or not isinstance(picks, int) or picks < 2:
         raise ValueError(f"picks: got {picks!r}, wanted an integer of at least 2")
     folder, notify, start = Path(out), on_progress or (lambda event: None), time.perf_counter()
@@ -89,19 +81,19 @@ def against(
     execution: dict[str, Any] = {} if workers is None else {"workers": workers}
     configs = {seed: subnet_preset(data, **{**given, **execution, "seed": seed}) for seed in numbers}
     first = configs[numbers[0]]
-    tuning = trials.fine_tuning(first, fine_tune_epochs)
+    tuning = studies.fine_tuning(first, fine_tune_epochs)
     if tuning is None:
         raise ValueError("fine_tune_epochs: got 0, wanted at least 1")
-    epochs = trials.recipe_of(first).epochs + tuning.epochs if epochs is None else epochs
+    epochs = studies.recipe_of(first).epochs + tuning.epochs if epochs is None else epochs
     rules = {"picks": picks, "epochs": epochs, "fine_tune_epochs": tuning.epochs, **given}
     base = {**rules, "objectives": list(given["objectives"])}
     shared = subnet_preset(data, **{**given, "seed": 0})
     found: list[dict[str, Any]] = []
-    with trials.opened(folder, NAME, shared, base, workers) as (journal, pool):
-        paths = {seed: trials.supernet_path(folder, str(seed)) for seed in numbers}
+    with studies.opened(folder, NAME, shared, base, workers) as (journal, pool):
+        paths = {seed: studies.supernet_path(folder, str(seed)) for seed in numbers}
         trials.measured(
             "against_supernet", [(f"{seed}/supernet", ()) for seed in numbers],
-            Stage("supernet", trials.make_supernet), journal, pool, notify,
+            Stage("supernet", studies.make_supernet), journal, pool, notify,
             [(configs[seed].to_dict(), str(paths[seed])) for seed in numbers],
         )  # fmt: skip
         for seed, config in configs.items():
@@ -115,7 +107,7 @@ def against(
                 "settings": base,
                 "seconds": time.perf_counter() - start,
             }
-            written = trials.write(folder, NAME, first, result)
+            written = studies.write(folder, NAME, first, result)
     return written
 
 
@@ -152,24 +144,27 @@ def _seed(
     widths = search_widths(widths_config, folder / "width", on_progress=notify)
     timed(WIDTHS, start)
 
-    edges = {SEARCHED: _edge(subnets.front), RANDOM: _edge(drawn), WIDTHS: _edge(widths.front)}
-    corner = _corner([row for edge in edges.values() for row in edge])
-    picked = {name: _most(edge, rules["picks"], corner) for name, edge in edges.items()}
+    edges = {SEARCHED: fronts.edge(subnets.front), RANDOM: fronts.edge(drawn), WIDTHS: fronts.edge(widths.front)}
+    corner = fronts.corner([row for edge in edges.values() for row in edge])
+    picked = {name: fronts.most(edge, rules["picks"], corner) for name, edge in edges.items()}
     ratios = picked.pop(WIDTHS)
     rows = _trained(folder, subnets.config, widths_config, picked, ratios, rules, journal, pool, notify)
-    specs = {row["name"]: {"subnet": row["subnet"]} if "subnet" in row else {"ratios": row["ratios"]} for row in rows}
+    networks = {
+        row["name"]: row["subnet"]
+        if "subnet" in row
+        else width_evaluate.network_config(widths_config, tuple(row["ratios"])).to_dict()
+        for row in rows
+    }
     pool.stop()  # the machine to itself, for the timings
-    names = list(specs)
-    timing = Stage("against-latency", time_networks, parallel=False)
-    key = f"{config.seed}/{trials.digest(specs)}"
+    names = list(networks)
+    timing = Stage("against-latency", trials.time_networks, parallel=False)
+    key = f"{config.seed}/{trials.digest(networks)}"
     times = trials.measured(
         "against_timing", [(key, ())], timing, journal, WorkerPool(0), notify,
-        [([specs[name] for name in names], subnets.config.to_dict(), widths_config.to_dict())],
+        [([networks[name] for name in names], trials.timed_as(subnets.config))],
     )[key]  # fmt: skip
     for row in rows:
-        index = names.index(row["name"])
-        row |= {what: times[f"{index}.{what}"] for what in ("latency_us", "latency_low_us", "latency_high_us",
-                                                          "latency_iqr_us", "latency_noisy")}  # fmt: skip
+        row |= trials.timing_of(times, names.index(row["name"]))
     own = trials.parts(subnets.config)
     return {
         "seed": config.seed,
@@ -198,12 +193,12 @@ def _random_front(folder: Path, config: NasBnnSearchConfig, count: int, notify: 
         run_folder.open_pool(config, folder) as pool,
         run_folder.open_measurer(config) as measurer,
     ):
-        timing = _timing(config)
-        reference_us = timing.reference_us(journal, measurer) if _times_candidates(config) else None
+        timing = timing_of(config)
+        reference_us = timing.reference_us(journal, measurer) if times_candidates(config) else None
         seed = candidates.derive_seed(config.seed, "random")
         result = run_search(
             RandomSearch(space, population=count, seed=seed, initial=ends[:count]),
-            _stages(folder / "nasbnn", config, pool, reference_us),
+            stages(folder / "nasbnn", config, pool, reference_us),
             config.search_objectives(),
             journal,
             generations=1,
@@ -224,46 +219,6 @@ def _random_front(folder: Path, config: NasBnnSearchConfig, count: int, notify: 
     ]
 
 
-def _corner(networks: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """The reference point of areas, us and error: `_ROOM` times the worst of the networks."""
-    error = min(1.0, _ROOM * max(1 - row["accuracy"] for row in networks) or 1.0)
-    return _ROOM * max(row["latency_us"] for row in networks), error
-
-
-def _edge(front: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a front those whom no faster one matches, from the fastest to the most accurate."""
-    edge: list[Mapping[str, Any]] = []
-    for row in sorted(front, key=lambda row: (row["latency_us"], -row["accuracy"])):
-        if not edge or row["accuracy"] > edge[-1]["accuracy"]:
-            edge.append(row)
-    return edge
-
-
-def _most(edge: Sequence[Mapping[str, Any]], picks: int, corner: tuple[float, float]) -> list[Mapping[str, Any]]:
-    """The `picks` networks of an edge that together dominate most of the area up to a corner, exactly.
-
-    What one adds depends on the next faster one only, so the best of each size that end in a network follow from the
-    best of one less. An edge that dominates another one therefore never has less of it, however few are picked.
-    """
-    if len(edge) <= picks:
-        return list(edge)
-    width = [corner[0] - row["latency_us"] for row in edge]
-    error = [1 - row["accuracy"] for row in edge]
-    best: list[tuple[float, tuple[int, ...]]] = [
-        (width[last] * (corner[1] - error[last]), (last,)) for last in range(len(edge))
-    ]
-    for size in range(1, picks):
-        best = [
-            max(
-                (area + width[last] * (error[chosen[-1]] - error[last]), (*chosen, last))
-                for area, chosen in best
-                if chosen[-1] < last
-            )
-            for last in range(size, len(edge))
-        ]
-    return [edge[place] for place in max(best)[1]]
-
-
 def _trained(
     folder: Path,
     config: NasBnnSearchConfig,
@@ -276,7 +231,7 @@ def _trained(
     notify: Progress,
 ) -> list[dict[str, Any]]:
     """Every network of every front in every training, with its test accuracy."""
-    recipe = trials.fine_tuning(config, rules["fine_tune_epochs"])
+    recipe = studies.fine_tuning(config, rules["fine_tune_epochs"])
     assert recipe is not None
     rows: list[dict[str, Any]] = []
     tasks, arguments = {}, []
@@ -343,57 +298,23 @@ def train_width(ratios: Genome, settings: dict[str, Any], epochs: int) -> dict[s
     return {"accuracy": sum(right) / len(right), "correct": float(sum(right)), "tested": float(len(right))}
 
 
-def time_networks(
-    genome: Genome, specs: Sequence[Mapping[str, Any]], settings: dict[str, Any], widths: dict[str, Any]
-) -> dict[str, float]:
-    """Latencies of frozen networks of both kinds, timed in turns with this process alone on the machine.
-
-    The kernels take the same time whatever the bits are, so networks have random weights.
-
-    Returns:
-        For each, by its number in `specs`: latency_us, latency_low_us, latency_high_us, latency_iqr_us, latency_noisy.
-    """
-    config, width_config = NasBnnSearchConfig.from_dict(settings), WidthSearchConfig.from_dict(widths)
-
-    def network(spec: Mapping[str, Any]) -> nn.Module:
-        if "subnet" in spec:
-            return trials.make_network(SubnetConfig.from_dict(spec["subnet"]), 0)
-        made: nn.Module = width_evaluate.make_network(
-            width_evaluate.network_config(width_config, tuple(spec["ratios"])), 0
-        )
-        return made
-
-    timings = candidates.time_in_turns(map(network, specs), config, candidates.FRONT_SECONDS)
-    margin = 0.5 * config.latency_tolerance
-    found: dict[str, float] = {}
-    for number, timing in enumerate(timings):
-        found |= {
-            f"{number}.latency_us": timing.median_us,
-            f"{number}.latency_low_us": min(timing.low_us, (1 - margin) * timing.median_us),
-            f"{number}.latency_high_us": max(timing.high_us, (1 + margin) * timing.median_us),
-            f"{number}.latency_iqr_us": timing.iqr_us,
-            f"{number}.latency_noisy": float(timing.noisy),
-        }
-    return found
-
-
 def compared(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The area under what each front offers (`_area`), by seed, and what the differences over seeds allow to say.
+    """The area under what each front offers (`fronts.area`), by seed, and what the differences over seeds allow to say.
 
-    The reference point is the same for all: `_ROOM` times the longest latency and the largest error of any network.
-    Areas are shares of the rectangle between it and no error in no time.
+    The reference point is the same for all: `fronts.ROOM` times the longest latency and the largest error of any
+    network. Areas are shares of the rectangle between it and no error in no time.
 
     Returns:
         {"reference": {"latency_us", "accuracy"}, "areas": {"searched, inherited": [one for each seed], ...},
         "comparisons": [{"first", "second", "runs", "mean", "low", "high", "p", "p_holm", "outcome", "verdict"}]}.
     """
     every = [row for seed in seeds for row in seed["networks"]]
-    reference = _corner(every)
+    reference = fronts.corner(every)
     names = list(dict.fromkeys((row["method"], row["training"]) for row in every))
 
     def area(seed: Mapping[str, Any], name: tuple[str, str]) -> float:
         rows = [row for row in seed["networks"] if (row["method"], row["training"]) == name]
-        return _area(rows, reference) / (reference[0] * reference[1])
+        return fronts.area(rows, reference) / (reference[0] * reference[1])
 
     areas = {name: [area(seed, name) for seed in seeds] for name in names}
     pairs = [((SEARCHED, kind), (RANDOM, kind)) for kind in (INHERITED, TUNED)]
@@ -417,19 +338,6 @@ def compared(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "comparisons": comparisons,
         "verdicts": [one["verdict"] for one in comparisons],
     }
-
-
-def _area(rows: Sequence[Mapping[str, Any]], reference: tuple[float, float]) -> float:
-    """Under the step function of what a user gets: within each latency, the test accuracy of the network that is best
-    on validation images. The best on test images would flatter a front for having many members."""
-    ordered = sorted(rows, key=lambda row: (row["latency_us"], -row["search_accuracy"]))
-    ends = [*(row["latency_us"] for row in ordered[1:]), reference[0]]
-    total, chosen = 0.0, ordered[0]
-    for row, end in zip(ordered, ends, strict=True):
-        if row["search_accuracy"] > chosen["search_accuracy"]:
-            chosen = row
-        total += (end - row["latency_us"]) * (chosen["accuracy"] - 1 + reference[1])
-    return total
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str:
@@ -458,7 +366,7 @@ def _protocol(config: NasBnnSearchConfig, rules: Mapping[str, Any], lr: float) -
         "the front of each is timed again, its members in turns, and what is then dominated leaves it",
         "of each front every network that no faster one matches on validation images; of more than "
         f"{rules['picks']} those {rules['picks']} that dominate most there",
-        f"subnets: as inherited (the supernet: {trials.recipe_of(config).epochs} epochs on the train part), and "
+        f"subnets: as inherited (the supernet: {studies.recipe_of(config).epochs} epochs on the train part), and "
         f"fine-tuned {rules['fine_tune_epochs']} epochs (lr {lr:g}) on all images outside the test part; widths: from "
         f"scratch, {rules['epochs']} epochs on all images outside the test part",
         f"latency: all networks of a seed frozen and timed in turns in one process, batch {config.latency_batch}, "

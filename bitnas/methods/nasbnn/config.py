@@ -6,38 +6,34 @@ No torch here, so that a command line can check and print settings at once.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bitnas.methods.nasbnn.description import DESCRIPTIONS, Description, load
 from bitnas.methods.settings import (
     MEASURED,
+    OBJECTIVES,
     TABLE,
+    check_calibration,
     check_fractions,
     check_integers,
     check_limits,
     check_names,
+    check_numbers,
     check_workers,
+    data_name,
+    from_dict,
+    identity,
+    like_of,
+    objective,
 )
 from bitnas.search.pareto import Objective
 
 ARCHIVE = "archive"  # the paper's: the most accurate subnet of every bucket of OPs
-
-# What a run may optimise beside the archive: the name a user gives -> (metric, more is better)
-OBJECTIVES = {
-    "accuracy": ("accuracy", True),
-    "ops": ("ops", False),
-    "flops": ("flops", False),
-    "bops": ("bops", False),
-    "memory": ("memory_bits", False),
-    "latency": ("latency_us", False),
-}
 
 # The training strategies of the paper, sections 2.2 and 2.3 of its public description; all on, without the optional
 # loss of consistency.
@@ -52,7 +48,6 @@ STRATEGIES: dict[str, bool | float] = {
 _EXECUTION = ("workers",)
 
 CALIBRATION = (10, 2048)  # batches, and images in each
-MOST_CALIBRATION = 100  # batches that batch-norm statistics can be means over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,23 +137,10 @@ class NasBnnSearchConfig:
         object.__setattr__(self, "space", _space(self.space).to_dict())
         object.__setattr__(self, "strategies", _strategies(self.strategies))
         check_integers(self, _INTEGERS, optional=("supernet_epochs",))
-        if self.calibration_batches > MOST_CALIBRATION:
-            raise ValueError(
-                f"calibration_batches: got {self.calibration_batches}, wanted at most {MOST_CALIBRATION}; take larger "
-                "ones (calibration_size)"
-            )
+        check_calibration(self)
         if self.supernet is not None and not re.fullmatch("[0-9a-f]{64}", self.supernet):
             raise ValueError(f"supernet: got {self.supernet!r}, wanted a SHA-256; give `search` the file")
-        for name, (least, most) in _NUMBERS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}: got {value!r}, wanted a number")
-            if not least <= value <= most or math.isinf(value) or (name in _POSITIVE and value == 0):
-                span = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-                raise ValueError(
-                    f"{name}: got {value}, wanted a finite number {'above 0' if name in _POSITIVE else span}"
-                )
-            object.__setattr__(self, name, float(value))
+        check_numbers(self, _NUMBERS, positive=_POSITIVE)
         if self.mutations + self.crossovers == 0:
             raise ValueError("mutations, crossovers: got 0 and 0, wanted at least one genome in each later generation")
         if self.ops_low >= self.ops_high:
@@ -200,23 +182,13 @@ class NasBnnSearchConfig:
 
     def search_objectives(self) -> list[Objective]:
         """What the strategy is told: of the archive accuracy and OPs."""
-        return [self._objective(name) for name in (("accuracy", "ops") if self.by_archive else self.objectives)]
+        return [objective(self, name) for name in (("accuracy", "ops") if self.by_archive else self.objectives)]
 
     def front_objectives(self) -> list[Objective]:
         """What decides the front."""
         if self.by_archive and self.needs_latency:
-            return [self._objective(name) for name in ("accuracy", "ops", "latency")]
+            return [objective(self, name) for name in ("accuracy", "ops", "latency")]
         return self.search_objectives()
-
-    def _objective(self, name: str) -> Objective:
-        metric, maximize = OBJECTIVES[name]
-        return Objective(
-            metric,
-            maximize=maximize,
-            tolerance=self.accuracy_tolerance if name == "accuracy" else 0.0,
-            relative_tolerance=self.latency_tolerance if name == "latency" else 0.0,
-            spread=("latency_low_us", "latency_high_us") if name == "latency" else None,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -225,20 +197,11 @@ class NasBnnSearchConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> NasBnnSearchConfig:
         """The inverse of `to_dict`; raises ValueError for a setting that does not exist."""
-        known = {setting.name for setting in dataclasses.fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ValueError(f"{unknown[0]}: no such setting; there are {', '.join(sorted(known))}")
-        values = dict(settings)
-        if isinstance(values.get("objectives"), list):
-            values["objectives"] = tuple(values["objectives"])
-        return cls(**values)
+        return from_dict(cls, settings)
 
     def identity(self, *, generations: bool = False) -> str:
         """SHA-256 of the settings that decide a measurement; with `generations`, also of how many there are."""
-        left_out = {*_EXECUTION, *(() if generations else ("generations",))}
-        settings = {name: value for name, value in self.to_dict().items() if name not in left_out}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return identity(self.to_dict(), left_out=(*_EXECUTION, *(() if generations else ("generations",))))
 
 
 _INTEGERS = {
@@ -340,8 +303,8 @@ def preset(data: str, **settings: Any) -> NasBnnSearchConfig:
     space holds for them, and 80 buckets fill it. `space` may be a name of `DESCRIPTIONS` or a JSON file; what it says
     is kept, so that a later edit of the file changes nothing.
     """
-    if _known(data) in PRESETS:
-        return NasBnnSearchConfig(**{"data": data, **PRESETS[_known(data)], **settings})
+    if data_name(data) in PRESETS:
+        return NasBnnSearchConfig(**{"data": data, **PRESETS[data_name(data)], **settings})
     return NasBnnSearchConfig(**{"data": data, **_measured(data, settings), **settings})
 
 
@@ -351,12 +314,11 @@ def fitting(data: str, input_size: Sequence[int], images: int) -> dict[str, Any]
     `space` and `recipe` are always among them. Without a preset the side gives the space and how long a search is; a
     recipe is for so many images that an epoch has 16 steps of it, and no more images are asked for than there are.
     """
-    name = _known(data)
+    name = data_name(data)
     if name in PRESETS:
         return {"space": "imagenet", "recipe": "nasbnn-imagenet", **PRESETS[name]}
-    kinds = list(_FITTING)
-    kind = next((kind for kind in kinds if min(input_size[1:]) <= _FITTING[kind].side), kinds[-1])
-    reachable = [kind for kind in kinds[: kinds.index(kind) + 1] if images >= _FITTING[kind].images]
+    kinds, kind = list(_LEAST_IMAGES), like_of(input_size)
+    reachable = [kind for kind in kinds[: kinds.index(kind) + 1] if images >= _LEAST_IMAGES[kind]]
     chosen = fitting(kind, input_size, images)
     size = min(chosen.get("calibration_size", CALIBRATION[1]), images)
     return {
@@ -367,21 +329,9 @@ def fitting(data: str, input_size: Sequence[int], images: int) -> dict[str, Any]
     }
 
 
-class _Fitting(NamedTuple):
-    """What a preset's settings are for: images up to this side, and its recipe this many images and more."""
-
-    side: float
-    images: int
-
-
-_FITTING = {"digits": _Fitting(28, 0), "cifar10": _Fitting(64, 16 * 128), "imagenet": _Fitting(math.inf, 16 * 512)}
+_LEAST_IMAGES = {"digits": 0, "cifar10": 16 * 128, "imagenet": 16 * 512}  # that a preset's recipe is for
 _BY_SIDE = ("space", "population", "generations", "mutations", "crossovers", "latency_batch")
 _BUCKETS = 80  # as many as the paper's window holds
-
-
-def _known(data: str) -> str:
-    """What a data set is called in `PRESETS`."""
-    return Path(data.partition(":")[0]).stem
 
 
 def _measured(data: str, settings: Mapping[str, Any]) -> dict[str, Any]:

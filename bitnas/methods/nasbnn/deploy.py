@@ -7,43 +7,29 @@ supernet nor search has seen.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnas.files import CorruptFileError, write_json_atomic, write_json_checked
-from bitnas.methods import candidates, run_folder
-from bitnas.methods.nasbnn import evaluate, trials
+from bitnas.files import CorruptFileError, write_json_checked
+from bitnas.methods import candidates, deployment, run_folder, trials
+from bitnas.methods.intervals import outcome, paired
+from bitnas.methods.nasbnn import evaluate, studies
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
-from bitnas.methods.nasbnn.intervals import paired, wilson
 from bitnas.methods.nasbnn.search import open_journal, read_config
-from bitnas.methods.run_folder import FRONT, STUDY, Progress
-from bitnas.methods.width.compare import outcome
+from bitnas.methods.run_folder import STUDY, Progress
 from bitnas.models.nasbnn import SubnetConfig
-from bitnas.search import Journal, Record, Stage, WorkerPool, run_tasks
+from bitnas.search import Record, Stage, run_tasks
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bitnas.train import Recipe
 
-NETWORKS = "networks"
-VERIFIED_IMAGES = 1000  # at most so many, each layer's every integer compared
 INHERITED, TUNED = "inherited", "fine-tuned"
 
 
-@dataclass(frozen=True)
-class Pick:
-    """A subnet of the front that is deployed; `name` is a letter."""
-
-    name: str
-    genome: Genome
-    subnet: SubnetConfig
-    row: Mapping[str, Any]
+Pick = deployment.Pick[SubnetConfig]
 
 
 def deploy(
@@ -82,18 +68,17 @@ def deploy(
             raise ValueError(f"{name}: got {value!r}, wanted an integer of at least {low}")
     folder, notify = Path(out), on_progress or (lambda event: None)
     config = read_config(folder)
-    if not (folder / FRONT).is_file():
-        raise FileNotFoundError(f"{folder} holds no {FRONT}: its search has not finished; resume it first")
-    chosen = choose(run_folder.read_front(folder), config, picks)
-    recipe = trials.fine_tuning(config, fine_tune_epochs)
-    (folder / NETWORKS / "float").mkdir(parents=True, exist_ok=True)
+    chosen = choose(deployment.finished_front(folder), config, picks)
+    recipe = studies.fine_tuning(config, fine_tune_epochs)
+    (folder / deployment.NETWORKS / "float").mkdir(parents=True, exist_ok=True)
     execution = dataclasses.replace(config, timeout=None, workers=config.workers if workers is None else workers)
     with open_journal(folder, config) as journal, run_folder.open_pool(execution, folder) as pool:
         tasks = [(pick, kind) for pick in chosen for kind in ((INHERITED, TUNED) if recipe else (INHERITED,))]
         keys = {_key(pick, kind, recipe): (pick, kind) for pick, kind in tasks}
         records: dict[str, Record] = {}
+        tuned = recipe.to_dict() if recipe else None
         arguments = [
-            (config.to_dict(), str(folder), kind, recipe.to_dict() if recipe else None, str(_float(folder, pick, kind)))
+            (config.to_dict(), str(folder), kind, tuned, str(deployment.trained_file(folder, f"{pick.name}-{kind}")))
             for pick, kind in tasks
         ]
         for record, replayed in run_tasks(
@@ -116,7 +101,7 @@ def deploy(
             )
         pool.stop()  # the machine to itself, for the timings
         deployable = [pick for pick in chosen if any(records[key].ok for key, own in keys.items() if own[0] is pick)]
-        timings = _time(config, deployable, journal)
+        timings = deployment.time_picks(config, deployable, journal)
         rows, right = [], {}
         for (key, (pick, kind)), given in zip(keys.items(), arguments, strict=True):
             if records[key].ok:
@@ -133,33 +118,8 @@ def deploy(
 
 
 def choose(front: Sequence[Mapping[str, Any]], config: NasBnnSearchConfig, picks: int) -> list[Pick]:
-    """Subnets from the cheapest to the most accurate of the front, at about equal steps; by latency where it was
-    measured, else by OPs. Of those, only ones that no cheaper one matches. CorruptFileError for rows that are none."""
-    space = evaluate.search_space(config, window=False)
-    try:
-        cost = "latency_us" if all("latency_us" in row for row in front) else "ops"
-        edge: list[Mapping[str, Any]] = []
-        for row in sorted(front, key=lambda row: (row[cost], -row["accuracy"])):
-            if not math.isfinite(row[cost] + row["accuracy"]):
-                raise ValueError("a figure is not finite")
-            if not edge or row["accuracy"] > edge[-1]["accuracy"]:
-                edge.append(row)
-        if not edge:
-            raise ValueError("it is empty")
-        count = min(picks, len(edge))
-        # A single pick is the most accurate.
-        places = [len(edge) - 1] if count == 1 else [round(i * (len(edge) - 1) / (count - 1)) for i in range(count)]
-        found = []
-        for number, place in enumerate(places):
-            genome = tuple(float(value) for value in edge[place]["genome"])
-            found.append(Pick(_letter(number), genome, space.subnet(genome), edge[place]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(FRONT, f"is not the front of this run ({error})") from error
-    return found
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"S{number}"
+    """Subnets from the cheapest to the most accurate of the front; see `bitnas.methods.deployment.choose`."""
+    return deployment.choose(front, picks, evaluate.search_space(config, window=False).subnet)
 
 
 def label(pick: Pick, kind: str) -> str:
@@ -183,7 +143,7 @@ def train_pick(
     own, subnet = trials.parts(config), evaluate.search_space(config, window=False).subnet(genome)
     # Fine-tuning starts from statistics of the images that it trains on.
     data = own.known if kind == TUNED else own.train
-    model = trials.inherit(config, subnet, Path(run_dir) / evaluate.SUPERNET, data)
+    model = studies.inherit(config, subnet, Path(run_dir) / evaluate.SUPERNET, data)
     if kind == TUNED and recipe is not None:
         seed = candidates.derive_seed(config.seed, "fine-tune", subnet.key())
         train.fit(model, data, train.Recipe.from_dict(recipe), seed=seed)
@@ -205,47 +165,6 @@ def _trained_as(
     }
 
 
-def load_trained(path: str | os.PathLike[str], wanted: Mapping[str, Any]) -> nn.Module:
-    """The network that `train_pick` wrote, in evaluation mode. CorruptFileError for another one."""
-    from bitnas.models.saved import load_with_facts
-
-    model, facts = load_with_facts(path)
-    if any(facts.get(name) != value for name, value in wanted.items()):
-        raise CorruptFileError(path, "holds another network than the study's, or one trained otherwise")
-    return model
-
-
-def time_pick(genome: Genome, settings: dict[str, Any]) -> dict[str, float]:
-    """Latency of the subnet, frozen and as its float twin, in us per batch; see `width.timing.time_pair`.
-
-    The kernels take the same time whatever the bits are, so its weights are random.
-    """
-    import torch
-
-    from bitnas.cost import count
-    from bitnas.cost.exclusive import exclusive
-    from bitnas.cost.latency import thread_count
-    from bitnas.methods.width.timing import time_pair
-    from bitnas.packed import freeze
-
-    config = NasBnnSearchConfig.from_dict(settings)
-    subnet = evaluate.search_space(config, window=False).subnet(genome)
-    model = trials.make_network(subnet, 0).eval()
-    layers = [layer.name for layer in count(model, rule="mac").layers if layer.macs]
-    data = candidates.load_data(config.data, config.seed)
-    x = data.take(torch.arange(config.latency_batch) % len(data))
-    with exclusive(), thread_count(config.latency_threads):
-        return time_pair(model, freeze(model), x, layers, seconds=candidates.FRONT_SECONDS)
-
-
-def _time(config: NasBnnSearchConfig, picks: Sequence[Pick], journal: Journal) -> dict[str, Mapping[str, float]]:
-    """What `time_pick` says of each subnet, by the name of its pick; nothing of one whose timing failed."""
-    names = {pick.subnet.key(): pick.name for pick in picks}
-    stage = Stage("study-latency", time_pick, (config.to_dict(),), parallel=False)
-    tasks = [(pick.subnet.key(), pick.genome) for pick in picks]
-    return {names[record.key]: record.metrics for record, _ in run_tasks(tasks, stage, journal, WorkerPool(0))}
-
-
 def _finish(
     folder: Path,
     config: NasBnnSearchConfig,
@@ -257,62 +176,24 @@ def _finish(
     timing: Mapping[str, float],
 ) -> tuple[dict[str, Any], list[bool]]:
     """Freeze, verify and save one network; its row, and which test images the frozen network has right."""
-    from bitnas import packed
-    from bitnas.cost import count
-
-    path = _float(folder, pick, kind)
-    wanted = _trained_as(config, pick.subnet, kind, recipe.to_dict() if recipe else None)
+    path = deployment.trained_file(folder, f"{pick.name}-{kind}")
+    wanted = _trained_as(config, pick.network, kind, recipe.to_dict() if recipe else None)
     try:
-        model = load_trained(path, wanted)
+        model = deployment.load_trained(path, wanted)
     except (FileNotFoundError, CorruptFileError):  # lost, or of an earlier study
         train_pick(pick.genome, *arguments)
-        model = load_trained(path, wanted)
-    own = trials.parts(config)
-    frozen = packed.freeze(model)
-    data, split = candidates.load_data(config.data, config.seed), evaluate.split_data(config)
-    verification = packed.verify(model, frozen, data.take(split.test[:VERIFIED_IMAGES]))
-    file = folder / NETWORKS / f"{pick.name}-{kind}.safetensors"
-    packed.save(frozen, file)
-    architecture = folder / NETWORKS / f"{pick.name}.json"
-    write_json_atomic(architecture, pick.subnet.to_dict())
-    right = trials.predictions(frozen, own.test)
-    accuracy = wilson(sum(right), len(right))
-    counted = count(model, rule="nasbnn")
-    row = {
+        model = deployment.load_trained(path, wanted)
+    row, right = deployment.deploy_network(
+        folder, pick, f"{pick.name}-{kind}", model, trials.parts(config), "nasbnn", timing
+    )
+    own = {
         "label": label(pick, kind),
         "kind": kind,
-        "pair": pick.name,
-        "subnet": pick.subnet.to_dict(),
-        "key": pick.subnet.key(),
-        "accuracy": accuracy.mean,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
+        "subnet": pick.network.to_dict(),
         "trained_accuracy": record.metrics["accuracy"],
-        "test_images": len(right),
-        "search_accuracy": pick.row["accuracy"],
-        **{name: float(getattr(counted, name)) for name in ("ops", "flops", "bops", "macs", "params", "memory_bits")},
-        "packed_bytes": packed.packed_bytes(frozen),
-        "latency_us": timing.get("latency_us"),
-        "latency_iqr_us": timing.get("latency_iqr_us"),
-        "latency_noisy": bool(timing.get("latency_noisy", 0.0)),
-        "float_latency_us": timing.get("float_latency_us"),
-        "float_latency_iqr_us": timing.get("float_latency_iqr_us"),
-        "layers": [
-            {
-                "name": layer.name,
-                "packed_us": timing.get(f"layer.{layer.name}.packed_us"),
-                "float_us": timing.get(f"layer.{layer.name}.float_us"),
-                "macs": layer.macs,
-                "binary": layer.binary,
-            }
-            for layer in count(model, rule="mac").layers
-            if layer.macs
-        ],
-        "verified": verification.to_dict(),
-        "file": f"{NETWORKS}/{file.name}",
-        "architecture": f"{NETWORKS}/{architecture.name}",
+        "architecture": deployment.architecture_file(pick),
     }
-    return row, right
+    return {**own, **row}, right
 
 
 def _claims(
@@ -354,11 +235,7 @@ def _protocol(config: NasBnnSearchConfig, recipe: Recipe | None) -> dict[str, An
     }
 
 
-def _float(folder: Path, pick: Pick, kind: str) -> Path:
-    return folder / NETWORKS / "float" / f"{pick.name}-{kind}.safetensors"
-
-
 def _key(pick: Pick, kind: str, recipe: Recipe | None) -> str:
     """The journal's key: the subnet and how it was trained."""
     epochs = f"/{recipe.epochs}" if kind == TUNED and recipe else ""
-    return f"{pick.subnet.key()}/{kind}{epochs}"
+    return f"{pick.network.key()}/{kind}{epochs}"

@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnas.methods import candidates
-from bitnas.methods.nasbnn import evaluate, trials
+from bitnas.methods import candidates, trials
+from bitnas.methods.intervals import Interval, bootstrap, kendall, kendall_beside, spearman, spread
+from bitnas.methods.nasbnn import evaluate, studies
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig, preset
-from bitnas.methods.nasbnn.intervals import bootstrap, kendall, kendall_beside, spearman, spread
 from bitnas.methods.run_folder import Progress
-from bitnas.methods.width.compare import Interval
 from bitnas.search import Stage
 from bitnas.search.space import Genome
 
@@ -66,16 +65,16 @@ def ranking(
     folder, notify, start = Path(out), on_progress or (lambda event: None), time.perf_counter()
     config = preset(data, **(settings or {}))
     if epochs is None:
-        epochs = EPOCHS.get(Path(data).stem, trials.recipe_of(config).epochs)
+        epochs = EPOCHS.get(Path(data).stem, studies.recipe_of(config).epochs)
     given = {"subnets": subnets, "repeats": repeats, "epochs": epochs}
-    with trials.opened(folder, NAME, config, given, workers) as (journal, pool):
-        values, path = config.to_dict(), str(trials.supernet_path(folder, NAME))
+    with studies.opened(folder, NAME, config, given, workers) as (journal, pool):
+        values, path = config.to_dict(), str(studies.supernet_path(folder, NAME))
         trials.measured(
-            "ranking_supernet", [("supernet", ())], Stage("supernet", trials.make_supernet), journal, pool, notify,
+            "ranking_supernet", [("supernet", ())], Stage("supernet", studies.make_supernet), journal, pool, notify,
             [(values, path)],
         )  # fmt: skip
         space = evaluate.search_space(config, window=False)
-        genomes = {space.subnet(genome).key(): genome for genome in trials.spread(space, subnets, config.seed)}
+        genomes = {space.subnet(genome).key(): genome for genome in studies.spread(space, subnets, config.seed)}
         inherited = trials.measured(
             "ranking_inherited", list(genomes.items()), Stage("inherited", judge_inherited), journal, pool, notify,
             [(values, path)] * len(genomes),
@@ -107,7 +106,7 @@ def ranking(
             )
         first = next(iter(inherited.values()))
         found = correlations(rows, seed=config.seed)
-        return trials.write(
+        return studies.write(
             folder,
             NAME,
             config,
@@ -117,7 +116,7 @@ def ranking(
                 "images": int(first["val_images"] + first["test_images"]),
                 "correlations": found,
                 "verdicts": verdicts(found),
-                "largest_gap": trials.largest_gap([row["ops"] for row in rows]),
+                "largest_gap": studies.largest_gap([row["ops"] for row in rows]),
                 "protocol": _protocol(config, subnets, repeats, epochs, rows),
                 "settings": given,
                 "seconds": time.perf_counter() - start,
@@ -130,7 +129,7 @@ def judge_inherited(genome: Genome, settings: dict[str, Any], path: str) -> dict
     """The subnet with inherited weights, batch norm measured on the train part; images right in val and test."""
     config = NasBnnSearchConfig.from_dict(settings)
     subnet = evaluate.search_space(config, window=False).subnet(genome)
-    found = trials.counted(config, trials.inherit(config, subnet, path, trials.parts(config).train))
+    found = studies.counted(config, studies.inherit(config, subnet, path, trials.parts(config).train))
     candidates.release_memory()
     return found
 
@@ -144,8 +143,8 @@ def train_alone(genome: Genome, settings: dict[str, Any], epochs: int, repeat: i
     subnet = evaluate.search_space(config, window=False).subnet(genome)
     seed = candidates.derive_seed(config.seed, "alone", subnet.key(), repeat)
     model = trials.make_network(subnet, seed)
-    train.fit(model, trials.parts(config).train, trials.recipe_of(config, epochs), seed=seed)
-    found = trials.counted(config, model)
+    train.fit(model, trials.parts(config).train, studies.recipe_of(config, epochs), seed=seed)
+    found = studies.counted(config, model)
     candidates.release_memory()
     return found
 
@@ -239,10 +238,10 @@ def _protocol(
     ops = [row["ops"] for row in rows]
     equal = (max(ops) / min(ops)) ** (1 / (len(ops) - 1))
     return [
-        f"one supernet, {trials.recipe_of(config).epochs} epochs on the train part; its subnets inherit weights, and "
+        f"one supernet, {studies.recipe_of(config).epochs} epochs on the train part; its subnets inherit weights, and "
         "batch norm is measured anew on train images",
         f"{subnets} subnets, the smallest, the biggest and others drawn at equal steps of log OPs between them: OPs of "
-        f"neighbours differ at most by a factor of {trials.largest_gap(ops):.3f}, where equal steps are {equal:.3f}",
+        f"neighbours differ at most by a factor of {studies.largest_gap(ops):.3f}, where equal steps are {equal:.3f}",
         f"each is also trained from scratch {repeats} times, {epochs} epochs of the same recipe on the same images, "
         "with labels instead of a teacher",
         "accuracy: on all images outside the train part, the same for both; `disjoint` takes the validation part for "

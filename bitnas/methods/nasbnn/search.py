@@ -8,7 +8,6 @@ never mixed with what another would give.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def search(
     folder = Path(out)
     notify = on_progress or (lambda event: None)
     if supernet is not None:
-        config = dataclasses.replace(config, supernet=_digest(Path(supernet)))
+        config = dataclasses.replace(config, supernet=candidates.digest(Path(supernet)))
     _check(folder, config, supernet)
     run_folder.claim(folder, config, METHOD, read_config, rule="nasbnn")
     with open_journal(folder, config) as journal:
@@ -103,14 +102,14 @@ def search(
         strategy = _strategy(config, space)
         with run_folder.open_pool(config, folder) as pool, run_folder.open_measurer(config) as measurer:
             _bind_supernet(folder, config, supernet, journal, notify)
-            reference_us = _timing(config).reference_us(journal, measurer) if _times_candidates(config) else None
+            reference_us = timing_of(config).reference_us(journal, measurer) if times_candidates(config) else None
 
             def members(found: Sequence[Candidate]) -> list[Candidate]:
                 return _members(found, strategy, space)
 
             result = run_search(
                 strategy,
-                _stages(folder, config, pool, reference_us),
+                stages(folder, config, pool, reference_us),
                 config.search_objectives(),
                 journal,
                 generations=config.generations,
@@ -141,7 +140,7 @@ def search(
             front = front_timing.timed_front(
                 members(result.candidates),
                 config.front_objectives(),
-                _timing(config),
+                timing_of(config),
                 journal,
                 measurer,
                 notify,
@@ -217,8 +216,7 @@ def _check(folder: Path, config: NasBnnSearchConfig, supernet: str | os.PathLike
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe: got {config.recipe!r}, wanted one of {', '.join(RECIPES)}")
     candidates.pick_device(config.device, 0)
-    if config.needs_latency:
-        run_folder.check_threads(config.latency_threads)
+    run_folder.check_threads(config.latency_threads)  # the front is timed in any case
     _check_window(config)
     if config.latency_source == TABLE and not (folder / LATENCY_TABLE).exists():
         evaluate.table_check(config, config.latency_table)
@@ -258,12 +256,6 @@ def _telling_of_few(config: NasBnnSearchConfig, notify: Progress) -> Progress:
 
 def _window(config: NasBnnSearchConfig) -> str:
     return f"of {config.ops_low / 1e6:.4g} to {config.ops_high / 1e6:.4g} M OPs"
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_supernet(path: Path, config: NasBnnSearchConfig) -> None:
@@ -316,7 +308,7 @@ def _bind_supernet(
         else:
             write_bytes_atomic(path, Path(given).read_bytes())
             notify({"event": "supernet_end", "accuracy": None, "given": True})
-    digest = _digest(path)
+    digest = candidates.digest(path)
     if (bound and digest != bound[0]) or config.supernet not in (None, digest):
         _check_supernet(path, config)  # damage has a message of its own
         raise CorruptFileError(
@@ -425,30 +417,28 @@ def _archive(strategy: BucketArchive | NSGA2, found: Sequence[Candidate]) -> lis
     return [{"bucket": kept.bucket, "key": keys[kept.genome]} for kept in strategy.archive()]
 
 
-def _times_candidates(config: NasBnnSearchConfig) -> bool:
+def times_candidates(config: NasBnnSearchConfig) -> bool:
+    """Whether every candidate is timed, and not only the front."""
     return config.needs_latency and config.latency_source == MEASURED
 
 
-def _stages(folder: Path, config: NasBnnSearchConfig, pool: Workers, reference_us: float | None) -> list[Stage]:
+def stages(folder: Path, config: NasBnnSearchConfig, pool: Workers, reference_us: float | None) -> list[Stage]:
     """The latency first: what is beyond the budget need not be judged."""
-    stages = []
-    if _times_candidates(config):
-        stages.append(Stage("latency", evaluate.time_candidate, (config.to_dict(), reference_us), parallel=False))
-    elif config.needs_latency:
-        table = str(folder / LATENCY_TABLE)
-        predict = Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(), table), parallel=False)
-        stages.append(predict)
+    table = str(folder / LATENCY_TABLE) if config.latency_source == TABLE else None
+    latency = [timing_of(config).stage(reference_us, table)] if config.needs_latency else []
     files = pool.share_files(folder, [SUPERNET])
-    return [*stages, Stage(EVALUATE_STAGE, evaluate.evaluate_candidate, (config.to_dict(), files))]
+    return [*latency, Stage(EVALUATE_STAGE, evaluate.evaluate_candidate, (config.to_dict(), files))]
 
 
-def _timing(config: NasBnnSearchConfig) -> front_timing.Timing:
+def timing_of(config: NasBnnSearchConfig) -> front_timing.Timing:
+    """How subnets are timed: beside that of the middle choices."""
     reference = evaluate.reference(config)
     return front_timing.Timing(
         settings=config.to_dict(),
         one=evaluate.time_candidate,
         together=evaluate.time_front,
         alone=evaluate.time_alone,
+        predict=evaluate.predict_candidate,
         reference=reference,
         reference_key=evaluate.architecture_key(config, reference),
         reference_name="the subnet of the middle choices",
@@ -459,5 +449,6 @@ def _table_check(folder: Path, config: NasBnnSearchConfig, notify: Progress) -> 
     """How true the device table was found, if this run uses it."""
     if config.latency_source != TABLE:
         return None
-    table = run_folder.keep_table(folder, config.latency_table)
-    return run_folder.table_facts(evaluate.table_check(config, table), notify)
+    return run_folder.table_facts(
+        folder, config.latency_table, lambda table: evaluate.table_check(config, table), notify
+    )

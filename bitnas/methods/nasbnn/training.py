@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from bitnas.data import Source
 from bitnas.data.source import checked_seed
 from bitnas.files import CorruptFileError, load_tensors, save_tensors
+from bitnas.methods.calibration import recalibrate
 from bitnas.methods.nasbnn.description import Description
 from bitnas.methods.nasbnn.passes import sandwich
 from bitnas.methods.nasbnn.supernet import Strategies, Supernet
 from bitnas.models.nasbnn import NasBnn, SubnetConfig
 from bitnas.train import Epoch, Recipe, evaluate, fit
-from bitnas.train.average import MOST_BATCHES, measure_batch_norm
 
 FORMAT = "bitnas-supernet-1"
 
@@ -90,31 +90,6 @@ def train_supernet(
     )
     recalibrate(supernet, data, batches=_JUDGED_BATCHES, batch_size=recipe.batch_size, seed=seed)
     return supernet
-
-
-def recalibrate(network: nn.Module, data: Source, *, batches: int, batch_size: int, seed: int) -> None:
-    """Replace the running statistics of every batch norm by plain means over batches; no weight changes.
-
-    Args:
-        network: on any device; its mode stays. Of a `Supernet`, the statistics of the biggest subnet.
-        data: `batches * batch_size` images of it are drawn, or all if it has fewer, and cut into batches of equal size
-            within one image. Not augmented.
-        batches: at most 100. batch_size: the most images in one. seed: decides which images.
-
-    Lin et al. 2024 take 10 batches of 2048 images. Processes that train together share the batches. Raises ValueError
-    for a number out of range or data without images.
-    """
-    if not 1 <= batches <= MOST_BATCHES:
-        raise ValueError(f"batches: got {batches}, wanted 1 to {MOST_BATCHES}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, wanted at least 1")
-    if not len(data):
-        raise ValueError(f"data: {data.name} has no images")
-    shuffle = torch.Generator().manual_seed(checked_seed(seed))
-    drawn = torch.randperm(len(data), generator=shuffle)[: batches * batch_size]
-    order = drawn.tensor_split(-(-len(drawn) // batch_size))
-    device = next(network.parameters()).device
-    measure_batch_norm(network, data, order, device)
 
 
 def inherited(

@@ -24,7 +24,6 @@ Accuracies and differences are fractions, on the test part; `difference` is sear
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import statistics
 import time
@@ -33,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from bitnas.files import write_json_atomic
+from bitnas.methods.intervals import seed_interval
 from bitnas.methods.run_folder import Progress, open_pool
 from bitnas.methods.width import compare, evaluate
-from bitnas.methods.width.compare import Interval
 from bitnas.methods.width.config import WidthSearchConfig, preset
 from bitnas.methods.width.search import open_journal, search
 from bitnas.search import Record, Stage, run_tasks
@@ -344,19 +343,3 @@ def overall(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "outcome": compare.outcome(interval),
         "verdict": f"{compare.sentence(interval, ratio)}; it wins with {won} of {len(runs)} seeds",
     }
-
-
-def seed_interval(values: Sequence[float], test_to_train: float, *, confidence: float = 0.95) -> Interval:
-    """Mean of results over random splits of one data set with the corrected t interval: variance times
-    1/n + test/train (Nadeau and Bengio 2003, section 3); a ratio of 0 gives the plain one.
-
-    Raises ValueError for fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"values: got {len(values)}, wanted at least 2")
-    from scipy.special import stdtrit
-
-    count = len(values)
-    mean, variance = statistics.fmean(values), statistics.variance(values)
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance * (1 / count + test_to_train))
-    return Interval(mean, mean - half, mean + half)

@@ -9,16 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and both ends of its interval."""
-
-    mean: float
-    low: float
-    high: float
+from bitnas.methods.intervals import Interval, outcome
 
 
 def fold_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -39,11 +31,6 @@ def fold_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     # Of k folds one tests and k - 1 train.
     half = float(stdtrit(folds - 1, (1 + confidence) / 2)) * math.sqrt(variance * (1 / folds + 1 / (folds - 1)))
     return Interval(mean, mean - half, mean + half)
-
-
-def outcome(difference: Interval) -> str:
-    """ "better", "worse" or "undecided": whether the whole interval lies on one side of 0."""
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "undecided"
 
 
 def sentence(difference: Interval, flops_ratio: float) -> str:

@@ -6,8 +6,6 @@ No torch here, so that a command line can check and print settings at once.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ from bitnas.methods.settings import (
     check_limits,
     check_names,
     check_workers,
+    from_dict,
+    identity,
 )
 from bitnas.search.pareto import Objective
 from bitnas.search.space import DEFAULT_CHOICES, Genome
@@ -236,21 +236,11 @@ class WidthSearchConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> WidthSearchConfig:
         """The inverse of `to_dict`; raises ValueError for a setting that does not exist."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ValueError(f"{unknown[0]}: no such setting; there are {', '.join(sorted(known))}")
-        values = dict(settings)
-        for name in ("choices", "objectives"):
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return from_dict(cls, settings, tuples=("choices", "objectives"))
 
     def identity(self, *, generations: bool = False) -> str:
         """SHA-256 of the settings that decide a measurement; with `generations`, also of how many there are."""
-        left_out = {*_EXECUTION, *(() if generations else ("generations",))}
-        settings = {name: value for name, value in self.to_dict().items() if name not in left_out}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return identity(self.to_dict(), left_out=(*_EXECUTION, *(() if generations else ("generations",))))
 
 
 _INTEGERS = {

@@ -170,8 +170,7 @@ def _check(folder: Path, config: WidthSearchConfig) -> None:
         name = getattr(config, setting)
         if name not in train.RECIPES:
             raise ValueError(f"{setting}: got {name!r}, wanted one of {', '.join(train.RECIPES)}")
-    if config.needs_latency:
-        run_folder.check_threads(config.latency_threads)
+    run_folder.check_threads(config.latency_threads)  # the front is timed in any case
     if config.latency_source == TABLE and not (folder / LATENCY_TABLE).exists():
         evaluate.table_check(config, config.latency_table)
     cheapest = evaluate.costs(config, evaluate.network_config(config, min(config.choices)))["flops"]
@@ -221,10 +220,8 @@ def _first_generation(config: WidthSearchConfig, space: WidthSpace) -> list[Geno
 
 
 def _latency_stage(folder: Path, config: WidthSearchConfig, reference_us: float | None) -> Stage:
-    if config.latency_source == TABLE:
-        table = str(folder / LATENCY_TABLE)
-        return Stage("predicted-latency", evaluate.predict_candidate, (config.to_dict(), table), parallel=False)
-    return Stage("latency", evaluate.time_candidate, (config.to_dict(), reference_us), parallel=False)
+    table = str(folder / LATENCY_TABLE) if config.latency_source == TABLE else None
+    return _timing(config).stage(reference_us, table)
 
 
 def _stages(folder: Path, config: WidthSearchConfig, pool: Workers, unit: float | None) -> list[Stage]:
@@ -248,6 +245,7 @@ def _timing(config: WidthSearchConfig) -> front_timing.Timing:
         one=evaluate.time_candidate,
         together=evaluate.time_front,
         alone=evaluate.time_alone,
+        predict=evaluate.predict_candidate,
         reference=reference,
         reference_key=evaluate.architecture_key(config, reference),
         reference_name="the un-widened network",
@@ -258,8 +256,9 @@ def _table_check(folder: Path, config: WidthSearchConfig, notify: Progress) -> d
     """How true the device table was found, if this run uses it."""
     if config.latency_source != TABLE:
         return None
-    table = run_folder.keep_table(folder, config.latency_table)
-    return run_folder.table_facts(evaluate.table_check(config, table), notify)
+    return run_folder.table_facts(
+        folder, config.latency_table, lambda table: evaluate.table_check(config, table), notify
+    )
 
 
 def summary(folder: Path, config: WidthSearchConfig, check: dict[str, Any] | None) -> run_folder.Summary:

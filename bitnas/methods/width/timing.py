@@ -17,7 +17,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bitnas.cost.timing import time_interleaved
-from bitnas.nn import BinaryConv2d, BinaryLinear, ChannelBias, LSQConv2d, RPReLU, TileChannels
+from bitnas.nn import (
+    BinaryConv2d,
+    BinaryLinear,
+    ChannelBias,
+    FitChannels,
+    JoinNodes,
+    LSQConv2d,
+    RPReLU,
+    TileChannels,
+)
 
 if TYPE_CHECKING:
     from bitnas.packed import PackedNetwork
@@ -78,7 +87,7 @@ class _StandIn(nn.Sequential):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _StandIn | TileChannels) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, _StandIn | TileChannels | FitChannels | JoinNodes) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fuse_batch_norms(twin: nn.Module) -> None:

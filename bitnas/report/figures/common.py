@@ -87,6 +87,8 @@ def hover(name: str, point: Point) -> str:
     """What a mark says when pointed at."""
     if point.subnet is not None:
         what = f"{numbers.count(point.get('ops'))} OPs, blocks {code(point)}"
+    elif point.architecture is not None:
+        what = f"{numbers.count(point.get('ops'))} OPs, {code(point)}"
     else:
         what = f"{numbers.count(point.get('flops'))} FLOPs, ratios {code(point)}"
     return f"{name}: {numbers.percent(point.get('accuracy'))}, {numbers.duration(point.get('latency_us'))}, {what}"

@@ -17,7 +17,11 @@ from .common import accuracy_scale, cost_axis, count_tick, hover, layout, legend
 
 _PANELS = 6  # subnets that are drawn
 # What a network of `study.json` is, as shape and colour.
-TRAINED = {"inherited": ("square", "uniform"), "fine-tuned": ("diamond", "searched")}
+TRAINED = {
+    "inherited": ("square", "uniform"),
+    "fine-tuned": ("diamond", "searched"),
+    "searched": ("diamond", "searched"),
+}
 
 
 def plane(run: Run, cost: str, word: str, images: int | None, width: int) -> str | None:
@@ -56,7 +60,7 @@ def plane(run: Run, cost: str, word: str, images: int | None, width: int) -> str
         if id(network) in ends:
             canvas.line(x(ends[id(network)][0]), py, x(ends[id(network)][1]), py, "bar front")
         canvas.mark(px, py, "dot", 4.5, "front", hover(name_of(network), network))
-    return canvas.svg(f"Accuracy against {name} of every subnet of this search", layout(width))
+    return canvas.svg(f"Accuracy against {name} of every network of this search", layout(width))
 
 
 def _stairs(spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -235,4 +239,4 @@ def deployed(networks: Sequence[Network], width: int) -> str | None:
         canvas.mark(px, py, shape, 6.5, css, hover(network.label, network))
     for network, px, py, _, css in marks:
         canvas.label(px, py, network.label, f"name {css}", (x.start, top - 8, width, y.start))
-    return canvas.svg("Test accuracy against measured latency of the deployed subnets", layout(width))
+    return canvas.svg("Test accuracy against measured latency of the deployed networks", layout(width))

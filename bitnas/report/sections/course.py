@@ -55,7 +55,8 @@ def lost(run: Run) -> Section | None:
     if not (run.candidates or run.failures or run.rejected):
         return None
     total = len(run.candidates) + len(run.failures) + len(run.rejected)
-    example = "blocks, for example" if run.of_subnets else "ratios, for example"
+    example = "blocks" if run.of_subnets else "depths and widths" if run.of_cells else "ratios"
+    example += ", for example"
     parts = []
     if run.failures:
         parts.append(
@@ -108,7 +109,7 @@ def lost(run: Run) -> Section | None:
 
 
 def _examples(members: list[Dropped]) -> str:
-    codes = [code(member) for member in members if member.ratios or member.subnet]
+    codes = [code(member) for member in members if member.ratios or member.subnet or member.architecture]
     return "; ".join(codes[:_EXAMPLES]) + (" …" if len(codes) > _EXAMPLES else "")
 
 

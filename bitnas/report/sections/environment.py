@@ -25,12 +25,12 @@ def environment(run: Run) -> Section:
         parts.append(paragraph("A command that is stopped and given again goes on at the next row."))
         parts += _facts({"machine": run.reproduction.get("machine")})
         parts.append(_settings("Settings of the reproduction", run.reproduction["settings"]))
-    for found in filter(None, (run.ranking, run.ablation, run.against)):
+    for found in filter(None, (run.ranking, run.ablation, run.against, *run.cell_studies.values(), run.comparison)):
         parts.append(f"<pre>{escape(str(found['command']))}</pre>")
         parts.append(paragraph("A command that is stopped and given again goes on at the next training."))
         parts += _facts(found)
-        parts.append(_settings("Settings of the study", found["settings"]))
-        parts.append(_settings("Settings of its searches and supernets", found["search"]))
+        parts.append(_settings("Settings of the study", found.get("settings") or {}))
+        parts.append(_settings("Settings of its searches and supernets", found.get("search") or {}))
     if run.claim:
         parts.append(f"<pre>{escape(claim_command(run.claim))}</pre>")
         parts.append(paragraph("A command that is stopped and given again goes on at the next training."))

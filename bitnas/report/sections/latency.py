@@ -10,7 +10,7 @@ from ..choosing import WrongChoice
 from ..figures import latency as figures
 from ..figures.latency import FRONT
 from ..html import Section, figure, grid, note, paragraph, tiles
-from ..records import Network, Point, Run, code, name_of
+from ..records import Network, Point, Run, code, name_of, setting
 
 _MOST_ROWS = 12
 
@@ -64,7 +64,7 @@ def _points(run: Run) -> tuple[Sequence[Point], bool]:
     """Networks to compare, all timed in the same way, and whether they are the front: it is timed at the end even
     where latency had no part in the search, and each architecture stands in it once."""
     measured = choosing.measured_points(run)
-    if any((c.get("latency_us") or 0) > 0 for c in run.candidates) or (len(measured) > 1 and not run.of_subnets):
+    if any((c.get("latency_us") or 0) > 0 for c in run.candidates) or (len(measured) > 1 and not run.derived):
         return measured, False
     front = [n for n in run.front if (n.get("ops") or 0) > 0 and (n.get("latency_us") or 0) > 0]
     if len(front) < 2 and len(measured) > len(front):
@@ -79,7 +79,8 @@ def _absent(measured: Sequence[Point]) -> str:
 
 
 def _judged(run: Run) -> str:
-    return "with inherited weights" if run.of_subnets else "after one short training each"
+    inherited = run.of_subnets or (run.of_cells and not setting(run.config, "train_epochs"))
+    return "with inherited weights" if inherited else "after one short training each"
 
 
 def _row(index: int, choice: WrongChoice) -> list[tuple[str, ...]]:

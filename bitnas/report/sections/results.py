@@ -16,9 +16,9 @@ def results(run: Run) -> Section:
     networks = run.networks or run.front
     if not networks:
         return title, note("No front and no study has been written yet.")
-    missing = "deployed" if run.of_subnets else "retrained"
+    missing = "deployed" if run.derived else "retrained"
     before = "" if run.networks else note(f"The front of the search; its networks have not been {missing} yet.")
-    cost = "ops" if run.of_subnets else "flops"
+    cost = "ops" if run.derived else "flops"
     names = ("network", "accuracy", "BOPs", _COST[cost], "latency", "float32 latency", "packed size", "verified")
     head, rows = without_empty_columns(names, [_row(n, cost) for n in networks], numbers.MISSING, _VERIFIED[None])
     kinds = [TRAINED.get(n.kind, ("", n.kind))[1] if run.networks else "" for n in networks]

@@ -45,6 +45,7 @@ static inline Word store_floats(const Epilogue& e, int64_t channels, int64_t pix
   const int64_t at = pixel * channels + n;
   __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_maskz_loadu_ps(lanes, e.scale + n));
   y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, e.bias + n));
+  if (e.relu) y = _mm512_max_ps(y, _mm512_setzero_ps());
   if (e.residual != nullptr)
     y = _mm512_add_ps(y, e.residual_channels == channels ? load_floats(e.type, e.residual, at, lanes)
                                                          : load_tiled(e, pixel, n, lanes));

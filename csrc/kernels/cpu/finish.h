@@ -16,6 +16,7 @@ static inline bool finish_float(const Epilogue& e, int64_t channels, int64_t pix
     const uint16_t half = static_cast<const uint16_t*>(e.residual)[from];
     return e.type == FloatType::kFloat16 ? half_to_float(half) : bfloat16_to_float(half);
   };
+  if (e.relu) y = y > 0.0f ? y : 0.0f;
   if (e.residual != nullptr) y += load();
   if (e.slope != nullptr && !(y >= 0.0f)) y *= e.slope[n];
   if (e.type == FloatType::kFloat32) {

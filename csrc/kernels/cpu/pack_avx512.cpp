@@ -49,6 +49,31 @@ void pack_channels_last(const PackArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+// Pixels of one word: what their channels are compared with stays in registers.
+template <FloatType type, int kVectors>
+void pack_narrow(const PackArgs& args, int64_t begin, int64_t end) {
+  __mmask16 lanes[kVectors];
+  __m512 threshold[kVectors], direction[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    lanes[v] = first_lanes(args.channels - v * kLanes);
+    const bool own = args.thresholds != nullptr;
+    threshold[v] =
+        own ? load<FloatType::kFloat32>(args.thresholds, v * kLanes, lanes[v]) : _mm512_set1_ps(args.threshold);
+    direction[v] = own ? load<FloatType::kFloat32>(args.directions, v * kLanes, lanes[v]) : _mm512_set1_ps(1.0f);
+  }
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    Word word = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 x = load<type>(args.x, pixel * args.channels + v * kLanes, lanes[v]);
+      word |= mask_bits(_mm512_mask_cmp_ps_mask(lanes[v], _mm512_mul_ps(x, direction[v]), threshold[v], _CMP_GE_OQ))
+              << (v * kLanes);
+    }
+    args.out[pixel] = word;
+  }
+}
+
 // `count` pixels of one image from `first` on, all channels.
 template <FloatType type>
 void pack_planes(const PackArgs& args, int64_t image, int64_t first, int64_t count) {
@@ -75,7 +100,15 @@ void pack_planes(const PackArgs& args, int64_t image, int64_t first, int64_t cou
 
 template <FloatType type>
 void pack(const PackArgs& args, int64_t begin, int64_t end) {
-  if (args.channels_last) return pack_channels_last<type>(args, begin, end);
+  if (args.channels_last) {
+    switch ((args.channels + kLanes - 1) / kLanes) {
+      case 1: return pack_narrow<type, 1>(args, begin, end);
+      case 2: return pack_narrow<type, 2>(args, begin, end);
+      case 3: return pack_narrow<type, 3>(args, begin, end);
+      case 4: return pack_narrow<type, 4>(args, begin, end);
+      default: return pack_channels_last<type>(args, begin, end);
+    }
+  }
   while (begin < end) {
     const int64_t image = begin / args.plane;
     const int64_t first = begin % args.plane;

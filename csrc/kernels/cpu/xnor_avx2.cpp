@@ -334,6 +334,7 @@ inline uint32_t store_floats(const Epilogue& e, int64_t channels, int64_t pixel,
   const int64_t at = pixel * channels + n;
   __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(e.scale + n));
   y = _mm256_add_ps(y, _mm256_loadu_ps(e.bias + n));
+  if (e.relu) y = _mm256_max_ps(y, _mm256_setzero_ps());
   if (e.residual != nullptr)
     y = _mm256_add_ps(y,
                       e.residual_channels == channels ? load_floats(e.type, e.residual, at) : load_tiled(e, pixel, n));

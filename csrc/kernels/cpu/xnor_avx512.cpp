@@ -63,7 +63,12 @@ void stage(const StageRow& row, uint8_t* out) {
     if (row.pixels > 0) __builtin_memcpy(out, row.words, row.pixels * bytes);
   } else {
     const auto* in = reinterpret_cast<const uint8_t*>(row.words);
-    for (int64_t p = 0; p < row.pixels; ++p) __builtin_memcpy(out + p * bytes, in + p * word_bytes, bytes);
+    const int64_t narrow = bytes == kUnitBytes ? row.pixels : 0;
+    for (int64_t p = 0; p < narrow; p += 8) {
+      const __mmask8 lanes = narrow - p >= 8 ? 0xff : static_cast<__mmask8>((1u << (narrow - p)) - 1);
+      _mm512_mask_cvtepi64_storeu_epi32(out + p * kUnitBytes, lanes, _mm512_maskz_loadu_epi64(lanes, row.words + p));
+    }
+    for (int64_t p = narrow; p < row.pixels; ++p) __builtin_memcpy(out + p * bytes, in + p * word_bytes, bytes);
   }
   __builtin_memset(out + row.pixels * bytes, 0, row.right * bytes);
 }
@@ -311,27 +316,38 @@ void tile(const Strip& s, int64_t first) {
   }
   Word bits[P] = {};
   const Epilogue own = e;  // which no store can be taken to change
+  const bool thresholded = own.kind == EpilogueKind::kBits;
+  Word* const packed = thresholded ? static_cast<Word*>(own.out) : own.packed;
+  // Floats pack into words that no other panel shares at once: what waits in `bits` costs more than the dots.
+  const int64_t pitch = words_for(s.out_channels);
+  Word* const at_once =
+      thresholded || s.merge || packed == nullptr ? nullptr : packed + (s.pixel + first) * pitch + s.first / kWordBits;
   for (int v = 0; v < vectors; ++v) {
     count(v, x);
     const __mmask16 lanes = lanes_left(s.channels - v * kLanes);
-    if (own.kind == EpilogueKind::kFloat) {
+    if (!thresholded) {
       __m512i dots[P];
       for (int p = 0; p < P; ++p) dots[p] = dot(p, v);
-      for (int p = 0; p < P; ++p)
-        bits[p] |= store_floats(own, s.out_channels, s.pixel + first + p, s.first + v * kLanes, lanes, dots[p])
-                   << (v * kLanes);
+      for (int p = 0; p < P; ++p) {
+        const Word ones = store_floats(own, s.out_channels, s.pixel + first + p, s.first + v * kLanes, lanes, dots[p]);
+        if (at_once == nullptr) {
+          bits[p] |= ones << (v * kLanes);
+        } else if (v == 0) {
+          at_once[p * pitch] = ones;
+        } else {
+          store_mask(at_once + p * pitch, v, static_cast<__mmask16>(ones));
+        }
+      }
     } else {
       for (int p = 0; p < P; ++p)
         bits[p] |= mask_bits(_mm512_cmple_epi32_mask(x[p], _mm512_loadu_si512(offsets[p] + v * kLanes)))
                    << (v * kLanes);
     }
   }
-  const bool thresholded = e.kind == EpilogueKind::kBits;
-  Word* packed = thresholded ? static_cast<Word*>(e.out) : e.packed;
-  if (packed == nullptr) return;
+  if (packed == nullptr || at_once != nullptr) return;
   for (int p = 0; p < P; ++p)
     store_bits(packed, s.out_channels, s.pixel + first + p, s.first, s.channels, bits[p],
-               thresholded ? e.flip : nullptr, s.merge);
+               thresholded ? own.flip : nullptr, s.merge);
 }
 
 // Tiles of nearly equal widths: seven pixels twice rather than eight and six.

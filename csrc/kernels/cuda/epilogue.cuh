@@ -62,6 +62,7 @@ struct Float16 : Float16Bits {
 BITNAS_DEVICE float affine(float scale, int dot, float bias) {
   return __fadd_rn(__fmul_rn(scale, static_cast<float>(dot)), bias);
 }
+BITNAS_DEVICE float relu(float y) { return y > 0.0f ? y : 0.0f; }
 BITNAS_DEVICE float prelu(float y, float slope) { return y >= 0.0f ? y : __fmul_rn(slope, y); }
 BITNAS_DEVICE bool packed_bit(float y, float direction, float cut) { return __fmul_rn(direction, y) >= cut; }
 
@@ -300,7 +301,10 @@ class Fragments {
         int dot[kColumns];
         dots(block, r, offset, dot);
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) at(block, r, c) = __float_as_int(affine(scale[c], dot[c], bias[c]));
+        for (int c = 0; c < kColumns; ++c) {
+          const float y = affine(scale[c], dot[c], bias[c]);
+          at(block, r, c) = __float_as_int(args_.epilogue.relu ? relu(y) : y);
+        }
       }
     }
   }
@@ -467,6 +471,7 @@ BITNAS_DEVICE bool store_float_channel(const ConvArgs& args, int64_t m, int chan
   const Epilogue& e = args.epilogue;
   const int64_t at = m * args.out_channels + channel;
   float y = affine(e.scale[channel], dot, e.bias[channel]);
+  if (e.relu) y = relu(y);
   if (e.residual != nullptr) {
     const int64_t from = m * e.residual_channels + channel % static_cast<uint32_t>(e.residual_channels);
     y = __fadd_rn(y, T::low(T::join(static_cast<const Stored*>(e.residual)[from], Stored{})));

@@ -5,6 +5,7 @@
 #include "kernels/conv2d.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/select.h"
+#include "kernels/join.h"
 #include "kernels/max_pool2d.h"
 #include "kernels/pack.h"
 
@@ -18,6 +19,9 @@ cudaError_t unpack(const Word* packed, float* out, int64_t pixels, int64_t chann
 
 // max_pool2d.h, all `images`.
 cudaError_t max_pool2d(const MaxPool2dArgs& args, int64_t images, cudaStream_t stream);
+
+// join.h, all `images`.
+cudaError_t join(const JoinArgs& args, int64_t images, cudaStream_t stream);
 
 // Weights as every kernel here reads them, one layout whatever the kernel: rows [out_channels][row_words] of
 // kernel_h * kernel_w * words_for(group_channels) words, tap after tap, padded with zeros to 16 bytes; behind them the

@@ -1,33 +1,26 @@
-"""What the studies of NAS-BNN share: a folder with a journal of its own, the data in parts, and supernets in workers.
+"""What the studies of NAS-BNN share beside `methods.trials`: supernets in workers, and subnets to judge.
 
-A study is stopped and given again at will: each training and each measurement is journalled once, a supernet goes on
-from its checkpoint, and the result is written anew from the journal.
+A supernet goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import os
 import random
-import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnas.files import write_json_checked
-from bitnas.methods import candidates, run_folder
+from bitnas.methods import candidates, trials
 from bitnas.methods.nasbnn import evaluate
 from bitnas.methods.nasbnn.config import NasBnnSearchConfig
 from bitnas.methods.nasbnn.space import SubnetSpace
-from bitnas.methods.run_folder import Progress
-from bitnas.search import Journal, Record, Stage, Workers, run_tasks
+from bitnas.search import Journal, Workers
 from bitnas.search.space import Genome
 
 if TYPE_CHECKING:
@@ -38,27 +31,6 @@ if TYPE_CHECKING:
 _LISTED = 20_000  # subnets of a space that is listed whole rather than drawn from
 _NEAR = 8  # subnets drawn near each wanted number of OPs
 SUPERNETS = "supernets"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A split: `known` is train and val together, `held` val and test, which no supernet is trained on."""
-
-    train: Source
-    val: Source
-    test: Source
-    known: Source
-    held: Source
-
-
-def parts(config: NasBnnSearchConfig) -> Parts:
-    """The run's split as sources."""
-    import torch
-
-    data = candidates.load_data(config.data, config.seed)
-    split = evaluate.split_data(config)
-    known, held = (torch.cat([split.val, other]).sort().values for other in (split.train, split.test))
-    return Parts(*(data.subset(indices) for indices in (split.train, split.val, split.test, known, held)))
 
 
 def recipe_of(config: NasBnnSearchConfig, epochs: int | None = None) -> Recipe:
@@ -85,75 +57,17 @@ def fine_tuning(config: NasBnnSearchConfig, epochs: int | None) -> Recipe | None
     return recipe if epochs is None else recipe.for_epochs(epochs)
 
 
-@contextlib.contextmanager
 def opened(
     folder: Path, name: str, config: NasBnnSearchConfig, settings: Mapping[str, Any], workers: int | str | None
-) -> Iterator[tuple[Journal, Workers]]:
-    """The journal and the workers of a study; the folder is made if missing.
-
-    Raises JournalMismatch: the folder holds a study of other settings; and as `Journal`.
-    """
-    from bitnas.cost import machine
-
-    folder.mkdir(parents=True, exist_ok=True)
-    meta = {
-        "method": f"nasbnn-{name}",
-        "version": 1,
-        "settings": dict(settings),
-        "data": candidates.load_data(config.data, config.seed).fingerprint(),
-        "machine": {fact: machine.facts()[fact] for fact in ("cpu", "isa", "kernel_version", "torch")},
-        "config": config.identity(),
-    }
-    # A candidate's time limit is none for a whole training.
-    execution = dataclasses.replace(config, timeout=None, workers=config.workers if workers is None else workers)
-    with (
-        Journal(folder / f"{name}.sqlite", meta=meta) as journal,
-        run_folder.open_pool(execution, folder) as pool,
-    ):
-        yield journal, pool
+) -> AbstractContextManager[tuple[Journal, Workers]]:
+    """`methods.trials.opened` of a study of NAS-BNN."""
+    return trials.opened(folder, "nasbnn", name, config, settings, workers)
 
 
 def write(folder: Path, name: str, config: NasBnnSearchConfig, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `<name>.json` with what the study ran on, and give what it says."""
-    from bitnas.cost import machine
-
-    found = {
-        "format": f"bitnas-nasbnn-{name}-1",
-        **result,
-        "data": config.data,
-        "space": config.space.get("name"),
-        "search": config.to_dict(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": run_folder.versions(),
-        "machine": machine.facts(),
-    }
-    write_json_checked(folder / f"{name}.json", found)
-    return found
-
-
-def measured(
-    event: str,
-    tasks: Sequence[tuple[str, Genome]],
-    stage: Stage,
-    journal: Journal,
-    pool: Workers,
-    notify: Progress,
-    arguments: Sequence[tuple[Any, ...]],
-) -> dict[str, dict[str, float]]:
-    """Metrics of every task by its key; RuntimeError with the reason of one that failed."""
-    found: dict[str, dict[str, float]] = {}
-    for record, replayed in run_tasks(tasks, stage, journal, pool, task_arguments=arguments):
-        found[record.key] = dict(_ok(record, journal).metrics)
-        notify({"event": event, "key": record.key, "replayed": replayed, "done": len(found), "total": len(tasks)})
-    return found
-
-
-def _ok(record: Record, journal: Journal) -> Record:
-    if not record.ok:
-        raise RuntimeError(
-            f"{record.stage} of {record.key} failed: {record.reason}. {journal.path} keeps that: use a new folder"
-        )
-    return record
+    """`methods.trials.write` of a study of NAS-BNN, with its settings."""
+    facts = {"data": config.data, "space": config.space.get("name"), "search": config.to_dict()}
+    return trials.write(folder, "nasbnn", name, result, **facts)
 
 
 def spread(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
@@ -223,11 +137,6 @@ def random_subnets(space: SubnetSpace, count: int, seed: int) -> list[Genome]:
     raise ValueError(f"subnets: got {count}, wanted at most {len(found)}, which is what was found in the space")
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value: the key of a task that many networks share."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def supernet_path(folder: Path, name: str) -> Path:
     return folder / SUPERNETS / f"{name}.safetensors"
 
@@ -249,7 +158,7 @@ def make_supernet(genome: Genome, settings: dict[str, Any], path: str) -> dict[s
     from bitnas.methods.nasbnn.training import load_supernet, save_supernet, train_supernet
 
     config = NasBnnSearchConfig.from_dict(settings)
-    data, recipe = parts(config).train, recipe_of(config)
+    data, recipe = trials.parts(config).train, recipe_of(config)
     result = {"epochs": float(recipe.epochs), "images": float(len(data))}
     with contextlib.suppress(FileNotFoundError, CorruptFileError):
         load_supernet(path)
@@ -272,17 +181,6 @@ def make_supernet(genome: Genome, settings: dict[str, Any], path: str) -> dict[s
     return result
 
 
-def make_network(subnet: SubnetConfig, seed: int) -> Any:
-    """The subnet with random weights that the seed decides; torch's global random state is left as it was."""
-    import torch
-
-    from bitnas.models import create_model_from_config
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return create_model_from_config(subnet)
-
-
 def inherit(config: NasBnnSearchConfig, subnet: SubnetConfig, path: str | os.PathLike[str], data: Source) -> Any:
     """The subnet with the supernet's weights and batch norm measured on `data`, in evaluation mode."""
     from bitnas.methods.nasbnn.training import inherited
@@ -297,22 +195,11 @@ def inherit(config: NasBnnSearchConfig, subnet: SubnetConfig, path: str | os.Pat
     )
 
 
-def predictions(model: Any, data: Source) -> list[bool]:
-    """Which images the network classifies right, in order."""
-    import torch
-
-    right: list[bool] = []
-    with torch.inference_mode():
-        for x, y in data.batches(torch.arange(len(data)).split(256)):
-            right += (model(x).argmax(1) == y).tolist()
-    return right
-
-
 def counted(config: NasBnnSearchConfig, model: Any) -> dict[str, float]:
     """How many images of the validation and the test part the network classifies right, and how many there are."""
-    own = parts(config)
+    own = trials.parts(config)
     return {
         f"{name}_{what}": float(value)
         for name, part in (("val", own.val), ("test", own.test))
-        for what, value in (("correct", sum(predictions(model, part))), ("images", len(part)))
+        for what, value in (("correct", sum(trials.predictions(model, part))), ("images", len(part)))
     }

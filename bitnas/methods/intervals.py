@@ -1,6 +1,6 @@
-"""What the studies of NAS-BNN may say from few measurements: proportions, ranks, and differences over seeds.
+"""What studies may say from few measurements: proportions, ranks, and differences over seeds.
 
-An interval always goes with a figure, because twenty subnets and three seeds decide less than their means suggest.
+An interval always goes with a figure, because twenty networks and three seeds decide less than their means suggest.
 """
 
 from __future__ import annotations
@@ -8,13 +8,27 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from bitnas.methods.width.compare import Interval
 
 _DEGREES = 6  # of a regression, at most
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
+_LEVEL = 0.05  # share of families of verdicts that may hold a false one
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and both ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def outcome(difference: Interval) -> str:
+    """ "better", "worse" or "undecided": whether the whole interval lies on one side of 0."""
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "undecided"
 
 
 def wilson(correct: int, total: int) -> Interval:
@@ -149,12 +163,69 @@ def bootstrap(
     return Interval(whole, _quantile(values, 0.025), _quantile(values, 0.975))
 
 
-def over_seeds(values: Sequence[float], test_to_train: float) -> Interval | None:
-    """Mean over seeds that each split the data anew, with the corrected 95 % t interval (`width.claim.seed_interval`);
-    None of fewer than two."""
-    from bitnas.methods.width.claim import seed_interval
+def seed_interval(values: Sequence[float], test_to_train: float, *, confidence: float = 0.95) -> Interval:
+    """Mean of results over random splits of one data set with the corrected t interval: variance times
+    1/n + test/train (Nadeau and Bengio 2003, section 3); a ratio of 0 gives the plain one.
 
+    Raises ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"values: got {len(values)}, wanted at least 2")
+    from scipy.special import stdtrit
+
+    count = len(values)
+    mean, variance = statistics.fmean(values), statistics.variance(values)
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * math.sqrt(variance * (1 / count + test_to_train))
+    return Interval(mean, mean - half, mean + half)
+
+
+def over_seeds(values: Sequence[float], test_to_train: float) -> Interval | None:
+    """Mean over seeds that each split the data anew, with the corrected 95 % t interval (`seed_interval`); None of
+    fewer than two."""
     return seed_interval(values, test_to_train) if len(values) > 1 else None
+
+
+def paired_runs(runs: Sequence[float], ratio: float) -> dict[str, Any]:
+    """Differences over seeds: {"runs", "mean"}; of two or more also their 95 % interval ("low", "high") and the p of
+    the same corrected t test, two-sided.
+
+    Args:
+        runs: one for each seed.
+        ratio: of images that judge to those that train.
+    """
+    found: dict[str, Any] = {"runs": list(runs), "mean": statistics.fmean(runs)}
+    interval = over_seeds(runs, ratio)
+    if interval is None:
+        return found
+    from scipy.special import stdtr
+
+    error = math.sqrt(statistics.variance(runs) * (1 / len(runs) + ratio))
+    p = 2 * float(stdtr(len(runs) - 1, -abs(found["mean"]) / error)) if error else float(not found["mean"])
+    return {**found, "low": interval.low, "high": interval.high, "p": p}
+
+
+def corrected(differences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The differences that verdicts are given on, with the p that allows for their number (Holm 1979: at most 5 % of
+    such families hold a false one), "p_holm", and the "outcome": "better", "worse" or "undecided". Those of one seed,
+    which have no p, are left as they are.
+    """
+    found = [dict(one) for one in differences]
+    tested = sorted((one for one in found if "p" in one), key=lambda one: one["p"])
+    least = 0.0
+    for rank, one in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - rank) * one["p"]))
+        told = "better" if one["mean"] > 0 else "worse"
+        one |= {"p_holm": least, "tested": len(tested), "outcome": told if least <= _LEVEL else "undecided"}
+    return found
+
+
+def said(difference: Mapping[str, Any], what: str) -> str:
+    """The figures behind a verdict; `what` is the mean with its unit."""
+    low, high = 100 * difference["low"], 100 * difference["high"]
+    return (
+        f"{what}, 95 % interval {low:+.1f} to {high:+.1f}, {len(difference['runs'])} seeds, "
+        f"p {difference['p_holm']:.2g} among {difference['tested']} verdicts"
+    )
 
 
 def spread(values: Sequence[float]) -> float:

@@ -1,0 +1,64 @@
+"""What a search says of itself, epoch by epoch, in a file that a report reads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from bitnas.files import CorruptFileError, read_json_checked, write_json_checked
+from bitnas.methods.bars.choices import Choices
+from bitnas.methods.bars.description import Description
+from bitnas.models.operations import SKIP
+
+Course = list[dict[str, Any]]
+"""A record for each epoch, JSON values; "seconds" alone differs between two equal runs. Its members:
+
+epoch: from 0. loss, accuracy: of the weights, means over their images. arch_loss, arch_accuracy: of the architecture on
+its own images, cross entropy without factor and entropy; None in epochs that did not train it. arch_steps: how many.
+expected: {"flops": FLOPs, "latency": us}, of those with a price list, at the epoch's end. factor: what the costs then
+multiply the loss by. entropies: {"edges", "layout"}, means in nats. temperatures: {"edges", "layout"}. lr. hessian: the
+largest eigenvalue, or None. alive: operations alive on the ten edges of each topology group. skips: `share_of_skips`.
+probabilities: {"edges": [G][10][O], "widths": [W][R], "depths": [stages][choices]}, six decimals. stopped: "hessian" in
+the last record of a search that this ended, else None. seconds.
+"""
+
+_FIX = "Delete the folder and search again"
+_MEMBERS = ("epoch", "loss", "probabilities")
+
+
+def save_course(course: Course, path: str | os.PathLike[str]) -> None:
+    """Write it as JSON with a SHA-256 inside, atomically; its folder must exist."""
+    write_json_checked(path, course)
+
+
+def load_course(path: str | os.PathLike[str]) -> Course:
+    """What `save_course` wrote. Raises FileNotFoundError, or CorruptFileError for one that is damaged or another."""
+    value = read_json_checked(path, fix=_FIX)
+    if not isinstance(value, list) or not all(isinstance(r, dict) and set(_MEMBERS) <= set(r) for r in value):
+        raise CorruptFileError(path, f"is not the course of a search. {_FIX}")
+    return value
+
+
+def rounded(probabilities: Choices) -> dict[str, Any]:
+    """Probabilities as nested lists of six decimals."""
+
+    def lists(value: Any) -> Any:
+        return [lists(entry) for entry in value] if isinstance(value, list) else round(value, 6)
+
+    found = probabilities.map(lambda tensor: tensor.detach().double().cpu())
+    return {
+        "edges": lists(found.edges.tolist()),
+        "widths": lists(found.widths.tolist()),
+        "depths": [lists(depths.tolist()) for depths in found.depths],
+    }
+
+
+def share_of_skips(description: Description, probabilities: Choices) -> float:
+    """The share of edges, over all topology groups, whose likeliest operation is the skip: what collapse looks like.
+
+    0 in a space without skips.
+    """
+    if SKIP not in description.operations:
+        return 0.0
+    chosen = probabilities.edges.detach().argmax(-1)
+    return float((chosen == description.operations.index(SKIP)).double().mean())
