@@ -1,4 +1,4 @@
-"""Whole BARS networks from float image to logits: frozen, against their float32 twins in torch, in turns in one process.
+"""Whole BARS networks from float image to logits, frozen, against their float32 twins in torch, in turns.
 
     python bench/bench_cells.py [--batch 1,32] [--threads 1] [--random 2] [--seconds 10] [--json]
 
@@ -13,6 +13,8 @@ import copy
 import json
 import random
 import sys
+from statistics import median
+from time import perf_counter_ns
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from bitnas.cost.timing import time_interleaved
 from bitnas.models.bars import EDGES, PREPROCESS, Bars, BarsConfig, Cell, canonical
 from bitnas.models.operations import NONE, SKIP, BinaryOperation
 from bitnas.packed import PackedNetwork
+from bitnas.packed.calls import timed_pass
 
 LAYOUT = "NNRNNRNN"
 CHANNELS = 16
@@ -69,11 +72,15 @@ class FloatOperation(nn.Module):
     def __init__(self, operation: BinaryOperation) -> None:
         super().__init__()
         conv = operation.conv
-        sizes = conv.in_channels, conv.out_channels, conv.kernel_size
-        self.conv = nn.Conv2d(*sizes, conv.stride, conv.padding, conv.dilation)
+        self.conv = _float_conv(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).relu_()
+
+
+def _float_conv(layer: Any) -> nn.Conv2d:
+    sizes = layer.in_channels, layer.out_channels, layer.kernel_size
+    return nn.Conv2d(*sizes, layer.stride, layer.padding, layer.dilation)
 
 
 def twin(model: Bars) -> nn.Module:
@@ -86,9 +93,12 @@ def twin(model: Bars) -> nn.Module:
             elif isinstance(child, nn.BatchNorm2d):
                 parent._modules[name] = nn.Identity()
             elif type(child) is nn.Conv2d:
-                conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding)
-                parent._modules[name] = conv
+                parent._modules[name] = _float_conv(child)
     return made.eval().requires_grad_(False)
+
+
+def _laid_out(network: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    return network.to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def measure(name: str, config: BarsConfig, batch: int, threads: int, seconds: float) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def measure(name: str, config: BarsConfig, batch: int, threads: int, seconds: fl
         raise RuntimeError(f"{name}: the frozen network is not what it is defined to be; please report this")
     calls: dict[str, Any] = {"bitnas": lambda: frozen(image)}
     for word, memory_format in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
-        network = twin(model).to(memory_format=memory_format)
+        network = _laid_out(twin(model), memory_format)
         x = image.contiguous(memory_format=memory_format)
         calls[f"float32/{word}"] = lambda network=network, x=x: network(x)
     timings = time_interleaved(calls, seconds=seconds, min_runs=5, warmup=0.2)
@@ -124,11 +134,6 @@ def measure(name: str, config: BarsConfig, batch: int, threads: int, seconds: fl
 
 def parts(frozen: PackedNetwork, x: Tensor, passes: int = 30) -> list[dict[str, Any]]:
     """Calls of a forward pass by what they cover: how many, and the sum of their medians in microseconds."""
-    from statistics import median
-    from time import perf_counter_ns
-
-    from bitnas.packed.calls import timed_pass
-
     kinds = {step.name: step.kind for step in frozen.steps}
     readings = [timed_pass(frozen, x, perf_counter_ns) for _ in range(passes)]
     spent: dict[str, list[float]] = {}

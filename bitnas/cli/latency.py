@@ -326,8 +326,8 @@ def _chosen(
     for name, own in _METHODS.items():
         if options[name] is not None and method not in own:
             raise ValueError(
-                f"--{name.replace('_', '-')}: is an option of --method {' and '.join(own)} and says nothing of networks "
-                f"of --method {method}; leave it out"
+                f"--{name.replace('_', '-')}: is an option of --method {' and '.join(own)} and says nothing of "
+                f"networks of --method {method}; leave it out"
             )
     size, classes = integers("--input-size", input_size), num_classes
     if data is not None:

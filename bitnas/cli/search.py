@@ -485,5 +485,7 @@ def _table(run: Run) -> Any:
 
 def _headline(run: Run) -> str:
     from ..report import findings, subnets
+    from ..report.sections import bars
 
-    return subnets.headline(run) if run.config.get("method") == "nasbnn" else findings.headline(run)
+    own = {"nasbnn": subnets.headline, "bars": bars.headline}
+    return own.get(run.config.get("method", ""), findings.headline)(run)

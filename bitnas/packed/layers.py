@@ -193,8 +193,8 @@ class _PackedDot(PackedLayer, abc.ABC):
 class PackedConv2d(_PackedDot):
     """Binary convolution of packed images, with its epilogue.
 
-    ``"bits"``: packed ``[N, H', W', words]``, (dot >= threshold) XOR flip. ``"float"``: float32 scale * dot + bias, then
-    ReLU where ``relu``, ``"int32"``: the dot; both ``[N, out, H', W']`` in channels_last.
+    ``"bits"``: packed ``[N, H', W', words]``, (dot >= threshold) XOR flip. ``"float"``: float32 scale * dot + bias,
+    then ReLU where ``relu``. ``"int32"``: the dot. Both ``[N, out, H', W']`` in channels_last.
     """
 
     def __init__(
@@ -267,6 +267,8 @@ class PackedConv2d(_PackedDot):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The same, and what each of ``packs`` makes of it; more than one must have a threshold per channel."""
         first = packs[0]
+        cut: Tensor | None
+        direction: Tensor | None
         if len(packs) > 1:
             cut, direction = first.stacked(packs[1:])
         elif first.spec["channels"] is None:

@@ -381,7 +381,7 @@ class Lowering:
         """A binary layer to floats. Under a max-pool the integers are pooled, then the one affine map follows."""
         layer = cast(Binary, self.graph.module(chain.dot))
         affine = _affine(layer, chain)
-        packed = _packed_dot(layer, "float", **_relu(chain))
+        packed = _packed_dot(layer, "float", PackedConv2d, **_relu(chain))
         if chain.pool is None:
             packed.scale, packed.bias = affine.scale, affine.bias
         name = self.emit(chain.dot, "", _kind(layer), [self.packed_input(chain.dot)], packed)

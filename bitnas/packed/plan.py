@@ -7,16 +7,16 @@ layers, which are looked up when it runs, so that a deep copy of a network runs 
 What a cell of BARS becomes (bitnas.models.bars; k is how many binary convolutions read a value, each packs it by
 thresholds of its own; all k packings are in the call that makes the value):
 
-    preprocess      binary: [conv2d, k x pack], or [conv2d to bits] where one convolution is all that reads node 0;
-                    float: [relu], [float convolution], [k x pack]
-    convolution     first term of its node: [conv2d]; later: [conv2d_add], which adds the sum of the terms before it;
-                    the node's last term: with k x pack. ReLU, sum and packings are in its epilogue
-    skip            no call where it is its node's first term: the value is the sum so far. A node that is one skip alone is
-                    the value it skips from, and its readers count in that value's k. Each further skip: [add], and behind
-                    the last term of skips alone [k x pack]. From node 0 of a cell that strides: one
-                    [average pool, fit, k x pack] for all of them
-    join            [join, k x pack], [average pool, join, k x pack] where the cell strides; k is 1 before a live cell with
-                    a binary preprocess, else 0. It reads the shortcut and the nodes that are live
+    preprocess   binary: [conv2d, k x pack], or [conv2d to bits] where one convolution is all that reads node 0;
+                 float: [relu], [float convolution], [k x pack]; from at most 16 channels as any stem
+    convolution  first term of its node: [conv2d]; later: [conv2d_add], which adds the sum of the terms before it; the
+                 node's last term: with k x pack. ReLU, sum and packings are in its epilogue
+    skip         none where it is its node's first term: the value is the sum so far. A node that is one skip alone is
+                 the value it skips from, and its readers count in that value's k. Each further skip: [add], and behind
+                 the last term of skips alone [k x pack]. From node 0 of a cell that strides: one [average pool, fit,
+                 k x pack] for all of them
+    join         [join, k x pack], [average pool, join, k x pack] where the cell strides; k is 1 before a live cell with
+                 a binary preprocess, else 0. It reads the shortcut and the nodes that are live
 """
 
 import abc
@@ -393,7 +393,7 @@ class _Planner:
         channels = arguments["channels"] // (len(live) if step.kind == "fit_channels" else 1)
         pool = next((name for name in step.inputs[:1] if self.joined_later(name)), None)
         source = step.inputs[0] if pool is None else self.by_name[pool].inputs[0]
-        packs = tuple(name for name in self.packs(step.name) if self.layers[name].spec["channels"] is not None)
+        packs = tuple(name for name in self.packs(step.name) if self.by_name[name].arguments["channels"] is not None)
         mask = sum(alive << place for place, alive in enumerate(live))
         place = (mask, len(live), channels, arguments.get("repeat", 1))
         return _Join((step.name, *packs), (source, *step.inputs[1:]), step.name, pool, packs, place)

@@ -127,6 +127,19 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+def _check_join(step: Step) -> None:
+    """Raises ValueError for arguments of a cell's end that a plan could not be made from."""
+    wanted = {"channels", "repeat", "live" if step.kind == "join_nodes" else "groups"}
+    numbers = [value for name, value in step.arguments.items() if name != "live"]
+    live = step.arguments.get("live", (True,))
+    good = isinstance(live, tuple) and live and all(isinstance(alive, bool) for alive in live)
+    if not good or set(step.arguments) != wanted or not all(type(n) is int and 0 < n <= 2**30 for n in numbers):
+        raise ValueError(
+            f"step {step.name!r}: {step.kind} wants {', '.join(sorted(wanted))}, positive numbers and a bool for each "
+            f"node; got {step.arguments}"
+        )
+
+
 def build_layer(step: Step) -> nn.Module | None:
     """An empty layer for the step; None for a function. Raises ValueError for an unknown kind or bad arguments."""
     try:
@@ -136,6 +149,8 @@ def build_layer(step: Step) -> nn.Module | None:
             return FLOAT_LAYERS[step.kind][0](**step.arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"step {step.name!r}: {step.kind} cannot be built from {step.arguments}: {error}") from error
+    if step.kind in ("join_nodes", "fit_channels"):
+        _check_join(step)
     if step.kind not in FUNCTIONS:
         raise ValueError(f"step {step.name!r} has unknown kind {step.kind!r}")
     return None

@@ -90,14 +90,47 @@ def test_subnets_of_a_file(run, tmp_path):
     assert "16→16 3x3 2 groups" in out
 
 
-def test_a_preset_gives_the_space(run, tmp_path):
-    command = ["latency", "check", "--method", "nasbnn", "--data", "digits", "--table", str(tmp_path / "t.sqlite")]
+CELLS = {
+    "name": "mine",
+    "layout": "N",
+    "operations": ["none", "binary_conv_1x1"],
+    "widths": [1.0],
+    "least_depth": None,
+    "channels": 4,
+}
+
+
+def test_cells_of_a_file(run, tmp_path):
+    space, file = tmp_path / "mine.json", str(tmp_path / "t.sqlite")
+    space.write_text(json.dumps(CELLS))
+    options = ["--method", "bars", "--space", str(space), "--data", "digits", "--batch", "2", "--seconds", "0.01"]
+    options += ["--table", file]
+    code, out, _ = run("latency", "build", *options, "--rounds", "1", "--json")
+    built = json.loads(out)
+    assert code == 0
+    assert built["batch"] == 2
+    assert built["space"]["method"] == "bars"
+    assert built["space"]["input_size"] == [1, 8, 8]
+    assert built["networks"] == built["visited"] >= 4
+    code, out, _ = run("latency", "check", *options, "--networks", "2", "--json")
+    assert code == 1  # too few for the goal
+    assert json.loads(out)["networks"] == 2
+    code, out, _ = run("latency", "show", "--table", file, "--entries")
+    assert code == 0
+    assert "cells N of none, binary_conv_1x1, 4 channels x 1" in out
+    assert "join_nodes" in out
+
+
+@pytest.mark.parametrize("method", ["nasbnn", "bars"])
+def test_a_preset_gives_the_space(run, tmp_path, method):
+    command = ["latency", "check", "--method", method, "--data", "digits", "--table", str(tmp_path / "t.sqlite")]
     code, _, err = run(*command)
     assert code == 2
     assert "no such latency table" in err
-    code, _, err = run("latency", "check", "--method", "nasbnn", "--table", str(tmp_path / "t.sqlite"))
+    code, _, err = run("latency", "check", "--method", method, "--table", str(tmp_path / "t.sqlite"))
     assert code == 2
-    assert "--space: got none, wanted one of imagenet, cifar, small, or a JSON file" in err
+    assert "--space: got none, wanted one of" in err
+    assert "imagenet" in err
 
 
 @pytest.mark.parametrize(
@@ -110,8 +143,9 @@ def test_a_preset_gives_the_space(run, tmp_path):
         (["build", "--batch", "0"], "batch: got 0"),
         (["build", "--rounds", "0"], "rounds: got 0"),
         (["check", "--networks", "1"], "networks: got 1"),
-        (["build", "--method", "bars"], "--method: got 'bars', wanted one of width, nasbnn"),
-        (["build", "--space", "small"], "--space: is an option of --method nasbnn"),
+        (["build", "--method", "darts"], "--method: got 'darts', wanted one of width, nasbnn, bars"),
+        (["build", "--space", "small"], "--space: is an option of --method nasbnn and bars"),
+        (["check", "--method", "bars", "--space", "small", "--model", "resnet18"], "--model: is an option of --method"),
         (
             ["build", "--method", "nasbnn", "--space", "small", "--choices", "1,2"],
             "--choices: is an option of --method",

@@ -156,7 +156,7 @@ def test_a_search_of_subnets_and_its_resumption(run, space, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "nasbnn", "--epochs", "3"], "--epochs is an option of --method width and bars; .*--supernet-epochs"),
+        (["--method", "nasbnn", "--epochs", "3"], "--epochs is an option of --method width and bars; .*--supernet-ep"),
         (["--method", "nasbnn", "--no-inherit"], "--no-inherit is an option of --method width"),
         (["--space", "small"], "--space is an option of --method nasbnn and bars; leave it out for width"),
         (["--no-bi-teacher"], "--no-bi-teacher is an option of --method nasbnn"),

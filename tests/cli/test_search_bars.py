@@ -41,6 +41,7 @@ def test_a_search_by_gradient_and_its_resumption(run, options, tmp_path):
     code, out, err = run("resume", str(folder))
     assert code == 0, err
     assert "depths" in out
+    assert "derived from one supernet and judged" in out
     assert "report:" in out
     assert "epoch 1/2" not in err  # nothing was left to train
 

@@ -240,7 +240,7 @@ def test_no_pass_over_floats_between_the_binary_layers():
 def test_a_relu_folds_into_an_integer_threshold():
     edges = [NONE] * 10
     edges[EDGES.index((0, 1))] = CONV  # alone reads node 0
-    model, frozen = check(cells_of(edges, edges), 4)
+    _, frozen = check(cells_of(edges, edges), 4)
     assert [step.arguments["epilogue"] for step in frozen.steps if step.kind == "conv2d"] == ["bits", "float"] * 2
 
 
@@ -283,6 +283,18 @@ def test_a_wrong_number_of_nodes_in_a_file_is_refused():
     step = next(step for step in description["steps"] if step["kind"] == "join_nodes")
     step["inputs"] = step["inputs"][:-1]
     with pytest.raises(ValueError, match="join_nodes reads 5 value"):
+        bitnas.packed.PackedNetwork.from_description(description)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"live": 3}, {"live": []}, {"live": [1, 0, 1, 0]}, {"channels": -4}, {"repeat": 2.5}, {"more": 1}]
+)
+def test_a_malformed_end_of_a_cell_is_refused(wrong):
+    frozen = bitnas.freeze(trained(cells_of((CONV,) * 10)))
+    description = json.loads(json.dumps(frozen.describe()))
+    step = next(step for step in description["steps"] if step["kind"] == "join_nodes")
+    step["arguments"].update(wrong)
+    with pytest.raises(ValueError, match="join_nodes wants channels, live, repeat"):
         bitnas.packed.PackedNetwork.from_description(description)
 
 

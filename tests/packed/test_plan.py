@@ -141,7 +141,7 @@ def test_a_prelu_runs_in_the_epilogue_before_it(slopes, residual, packs, isa):
     frozen = bitnas.freeze(model)
     fused = [call for call in calls(frozen, plan._BinaryConv2d) if call.prelu == "prelu"]
     assert len(fused) == 1
-    assert (fused[0].pack is not None) == packs
+    assert bool(fused[0].packs) == packs
     x = images(2, 3, 7, 7)
     check(frozen, x)
     assert bitnas.verify(model, frozen, x).ok

@@ -135,7 +135,7 @@ def test_another_kind_of_file_is_refused(tmp_path):
 @pytest.fixture
 def craft(tmp_path):
     """Writes a small network's file after a change to its tensors or its description; gives the path."""
-    network = bitnas.freeze(nn.Sequential(BinaryConv2d(3, 4, 3, scheme="xnor"), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    network = bitnas.freeze(nn.Sequential(BinaryConv2d(3, 4, 3, scheme="xnor"), nn.Hardtanh(), nn.Conv2d(4, 2, 1)))
     path = tmp_path / "crafted.safetensors"
     bitnas.save(network, path)
     tensors, metadata = load_tensors(path, expected_format=FORMAT)
@@ -168,7 +168,7 @@ def drop_key(key):
     return lambda tensors, metadata: metadata.pop(key)
 
 
-# Steps: 0 packs the input, 1 is the binary convolution, 2 the ReLU, 3 the float convolution.
+# Steps: 0 packs the input, 1 is the binary convolution, 2 the clipping, 3 the float convolution.
 MALFORMED = {
     "unknown kind": (set_step(1, kind="system"), "unknown kind 'system'"),
     "kind of no text": (set_step(1, kind=None), "unknown kind"),

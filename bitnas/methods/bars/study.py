@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 CELLS, GUARDS, COST, PARTS = "cells", "guards", "cost", "parts"
 STUDIES = (CELLS, GUARDS, COST, PARTS)
 METHOD, JOURNAL = "bars", "studies"
+TABLE_ROUNDS, TABLE_SECONDS = 2, 0.15  # of a device table that a study builds: prices of a loss, not a reference
 WITHIN = 0.05  # random cells cost as much as the searched ones within this share
 VERIFIED_IMAGES = 1000
 
@@ -211,7 +212,9 @@ def _table(folder: Path, base: BarsSearchConfig, table: str | os.PathLike[str] |
     where: dict[str, Any] = {"batch": base.latency_batch, "threads": base.latency_threads}
     done = folder / "latency.built"
     if not done.exists():
-        table_space.build(latency.LatencySpace(space), path, **where, on_progress=notify)
+        table_space.build(
+            latency.LatencySpace(space), path, rounds=TABLE_ROUNDS, seconds=TABLE_SECONDS, on_progress=notify, **where
+        )
         done.touch()
     return str(path)
 
