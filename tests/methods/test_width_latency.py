@@ -59,7 +59,7 @@ def shortcut(model, x):
 
 def longer(model, x):
     y = model.two(model.one(x))
-    return torch.relu(y) if model.same else y
+    return y * y if model.same else y
 
 
 def concatenated(model, x):

@@ -125,7 +125,7 @@ class LatencyPrices:
         self._layout = Layout(description)
         self._us = {signature: entry.us for signature, entry in self._table.entries(self._key).items()}
         self._missing: set[str] = set()
-        self._known: dict[tuple[outline.Piece, Numbers], tuple[float, int]] = {}
+        self._known: dict[tuple[outline.Piece, Numbers], tuple[float, int, int]] = {}
         entries = self._layout.entries
         self._strides = {
             stride: _Cells(self, [n for n, e in enumerate(entries) if self._stride(e) == stride], stride)
@@ -133,9 +133,6 @@ class LatencyPrices:
         }
         self._joins = _Joins(self)
         self._ends = self._of_ends()
-        most = [self._ends[..., 1].flatten(1).amax(1), self._joins.prices[..., 1].flatten(1).amax(1)]
-        most += [cells.most for cells in self._strides.values()]
-        self._most = torch.cat(most)  # how many calls each part can have
         calls = [(json.loads(s), us) for s, us in self._us.items() if s.startswith('{"calls":')]
         passes = sorted((found["calls"], us) for found, us in calls if found["does"] == "pass")
         if self._missing or not passes:
@@ -158,12 +155,13 @@ class LatencyPrices:
 
     # ---- prices -------------------------------------------------------------------------------
 
-    def of_calls(self, signatures: tuple[str, ...]) -> tuple[float, int]:
-        """Their microseconds and their number; what the table lacks is noted."""
+    def of_calls(self, signatures: tuple[str, ...]) -> tuple[float, int, int]:
+        """Their microseconds, their number and its square; what the table lacks is noted."""
         self._missing.update(s for s in signatures if s not in self._us)
-        return sum(self._us.get(s, 0.0) for s in signatures), len(signatures)
+        count = len(signatures)
+        return sum(self._us.get(s, 0.0) for s in signatures), count, count**2
 
-    def of_piece(self, item: Item, cell: Asked, *, packs: bool = False) -> tuple[float, int]:
+    def of_piece(self, item: Item, cell: Asked, *, packs: bool = False) -> tuple[float, int, int]:
         """The same of a part of a cell."""
         piece = item.piece
         if isinstance(piece.way, First):
@@ -178,9 +176,9 @@ class LatencyPrices:
         return self._known[piece, numbers]
 
     def _of_ends(self) -> Tensor:
-        """`[entries, widths before, nodes behind or not, 2]`: the stem's and the head's."""
+        """`[entries, widths before, nodes behind or not, 3]`: the stem's and the head's."""
         d, entries = self.description, self._layout.entries
-        found = torch.zeros(len(entries), len(d.widths), 2, 2, dtype=torch.float64)
+        found = torch.zeros(len(entries), len(d.widths), 2, 3, dtype=torch.float64)
         for row, entry in enumerate(entries):
             for width, share in enumerate(d.widths):
                 for nodes in (False, True) if NONE in d.operations else (True,):
@@ -210,18 +208,18 @@ class LatencyPrices:
         ends = torch.einsum("ka,kanc,kn->kc", chances.sum(2), self._ends, torch.stack([1 - behind, behind], 1))
         parts = [ends, self._joins.expected(p, nodes)]
         parts += [cells.expected(p, chances) for cells in self._strides.values()]
-        mean = torch.cat(parts)
-        return mean[:, 0].sum() + self._beside(mean[:, 1])
+        us, calls, squares = torch.cat(parts).unbind(1)
+        return us.sum() + self._beside(calls, squares)
 
-    def _beside(self, calls: Tensor) -> Tensor:
-        """What a pass costs beside its calls, from the mean number of calls of each part.
+    def _beside(self, calls: Tensor, squares: Tensor) -> Tensor:
+        """What a pass costs beside its calls, from the means of each part's number of calls and of its square.
 
         The table has a price for each number of calls. The number in all is a sum over parts, here taken as normal with
         its true mean and the variance that it had if parts were independent; once choices are made it has none, and
         what is left is that number's own price.
         """
         mean = calls.sum()
-        variance = (calls * (self._most - calls)).clamp_min(0).sum()
+        variance = (squares - calls.square()).sum().clamp_min(0)
         away = (self._counts - mean).square()
         return torch.softmax(-away / (2 * variance + 1e-9), 0) @ self._passes
 
@@ -257,7 +255,7 @@ class _Cells:
                             [
                                 prices.of_piece(item, ask(entry, before, own))
                                 if wanted is others or layout.meet(row, before, own)
-                                else (0.0, 0)
+                                else (0.0, 0, 0)
                                 for item in wanted
                             ]
                             for own in d.widths
@@ -277,13 +275,12 @@ class _Cells:
         self.edges = [(n, item.number, *item.edge) for n, item in enumerate(others) if item.edge is not None]
         order = [n for n, *_ in (*self.plain, *self.edges)]
         self.other = self.other[:, :, order]
-        self.most = torch.cat([self.first[..., 1].amax((1, 2)), self.other[..., 1].amax(1)], 1).flatten()
         self.plain_ways = torch.tensor([number for _, number in self.plain], dtype=torch.long)
         self.edge_ways = torch.tensor([number for _, number, _, _ in self.edges], dtype=torch.long)
         self.edge, self.operation = (torch.tensor([item[n] for item in self.edges], dtype=torch.long) for n in (2, 3))
 
     def expected(self, p: Choices, chances: Tensor) -> Tensor:
-        """`[parts, 2]`: mean microseconds and calls of each part of each cell."""
+        """`[parts, 3]`: means of microseconds, calls and their square, of each part of each cell."""
         edges = p.edges[self.groups]
         ways = self.structures.probabilities(edges, self.description.operations)
         on_edge = ways[:, self.edge_ways] * edges[:, self.edge, self.operation]
@@ -325,10 +322,10 @@ class _Joins:
         self.count = torch.tensor([sum(nodes) for nodes in LIVE_SETS])
 
     def _table(self, prices: LatencyPrices, before: int, behind: int) -> Tensor:
-        """`[widths before, widths, live nodes, the cell behind has none or some, 2]`; 0 for what cannot be."""
+        """`[widths before, widths, live nodes, the cell behind has none or some, 3]`; 0 for what cannot be."""
         d, layout = self.description, self.layout
         one, two = layout.entries[before], layout.entries[behind]
-        found = torch.zeros(len(d.widths), len(d.widths), NODES + 1, 2, 2, dtype=torch.float64)
+        found = torch.zeros(len(d.widths), len(d.widths), NODES + 1, 2, 3, dtype=torch.float64)
         assert one.cell is not None
         joins = [item for item in items(d, d.places[one.cell].stride) if isinstance(item.piece.way, Joined)]
         for a, wide in enumerate(d.widths):
@@ -343,7 +340,7 @@ class _Joins:
         return found
 
     def expected(self, p: Choices, nodes: Tensor) -> Tensor:
-        """`[pairs, 2]`: mean microseconds and calls of each."""
+        """`[pairs, 3]`: means of microseconds, calls and their square, of each."""
         depths = torch.cat(p.depths)
         stands = (self.first @ depths) * (self.second @ depths)
         widths = self.layout.widths(p)[self.before]

@@ -93,8 +93,8 @@ def _all_ways(codes: Tensor, stride: int) -> dict[str | int, Tensor]:
     skip, convolution = {}, {}
     for into in INTO:
         for e in into:
-            source = live[EDGES[e][0]]
-            skip[e], convolution[e] = source & (codes[:, e] == _SKIP), source & (codes[:, e] == _CONVOLUTION)
+            reached = live[EDGES[e][0]]
+            skip[e], convolution[e] = reached & (codes[:, e] == _SKIP), reached & (codes[:, e] == _CONVOLUTION)
         live.append(torch.stack([skip[e] | convolution[e] for e in into]).any(0))
     # Which value a node is: its own, or where it is one skip alone that of its source; NODES + 1 is the pooled one.
     value = [torch.zeros(n, dtype=torch.long)]
@@ -103,12 +103,12 @@ def _all_ways(codes: Tensor, stride: int) -> dict[str | int, Tensor]:
         skips.append(torch.stack([skip[e] for e in into]).long().sum(0))
         convolutions.append(torch.stack([convolution[e] for e in into]).long().sum(0))
         alone = (skips[node] == 1) & (convolutions[node] == 0)
-        which = torch.full((n,), node)
+        own = torch.full((n,), node)
         for e in into:
             source = EDGES[e][0]
             root = torch.full((n,), NODES + 1) if source == 0 and stride == 2 else value[source]
-            which = torch.where(alone & skip[e], root, which)
-        value.append(which)
+            own = torch.where(alone & skip[e], root, own)
+        value.append(own)
 
     def readers(which: int) -> Tensor:
         return torch.stack([(value[EDGES[e][0]] == which) & convolution[e] for e in range(len(EDGES))]).long().sum(0)

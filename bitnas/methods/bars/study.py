@@ -106,7 +106,7 @@ def study(
         table: of `"cost"`, the device table; None builds one in the folder.
         workers: processes; None for the preset's.
         on_progress: called with {"event": "study_plan", "searches", "trainings", "seconds"} once, and
-            {"event": "study_search" | "study_training" | "study_timing" | "timing calls", "done", "total"}.
+            {"event": "variant_search" | "variant_training" | "variant_timing" | "timing calls", "done", "total"}.
 
     Raises:
         ValueError: an argument is out of range. RuntimeError: a search or a training failed.
@@ -236,7 +236,7 @@ def _runs(folder: Path, plan: _Plan, journal: Journal, pool: Workers, notify: Pr
         arguments[row["task"]] = (seeded, row["network"], recipe, str(file))
     # Seed by seed, as the searches were: a study that is stopped early has whole seeds.
     trials.measured(
-        "study_training", [(task, ()) for task in arguments], Stage("network", study_tasks.train_one), journal, pool,
+        "variant_training", [(task, ()) for task in arguments], Stage("network", study_tasks.train_one), journal, pool,
         notify, list(arguments.values()),
     )  # fmt: skip
     pool.stop()  # the machine to itself, for the timings
@@ -258,7 +258,7 @@ def _searched(folder: Path, plan: _Plan, journal: Journal, pool: Workers, notify
         tasks.append(task)
         arguments[task] = (config, str(folder / "courses" / f"{seed}-{trials.digest(same)[:16]}.json"))
     found = trials.measured(
-        "study_search", [(task, ()) for task in arguments], Stage("search", study_tasks.search_one), journal, pool,
+        "variant_search", [(task, ()) for task in arguments], Stage("search", study_tasks.search_one), journal, pool,
         notify, list(arguments.values()),
     )  # fmt: skip
     rows = []
@@ -337,7 +337,7 @@ def _time(plan: _Plan, rows: list[dict[str, Any]], journal: Journal, notify: Pro
     timed_as = trials.timed_as(plan.base)
     key = trials.digest([order, timed_as])
     times = trials.measured(
-        "study_timing", [(key, ())], Stage("latency", trials.time_networks, parallel=False), journal, WorkerPool(0),
+        "variant_timing", [(key, ())], Stage("latency", trials.time_networks, parallel=False), journal, WorkerPool(0),
         notify, [([networks[one] for one in order], timed_as)],
     )[key]  # fmt: skip
     for row in rows:

@@ -87,7 +87,9 @@ class _StandIn(nn.Sequential):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _StandIn | TileChannels | FitChannels | JoinNodes) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, _StandIn | TileChannels | FitChannels | JoinNodes) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _fuse_batch_norms(twin: nn.Module) -> None:

@@ -37,6 +37,24 @@ SHARED = dataclasses.replace(  # one topology for cells that follow each other, 
     CHANGING, name="shared", topology=(0, 0, 0, 1, 1), width_groups="stage"
 )
 PLAIN = dataclasses.replace(CHANGING, name="plain", operations=("skip", "binary_conv_1x1"), least_depth=None)
+# Narrow cells begin with a float convolution of few channels, which is done as a stem's: in fewer calls than wide ones.
+FLOAT = dataclasses.replace(
+    CHANGING,
+    name="float",
+    layout="NR",
+    topology=None,
+    operations=("none", "binary_conv_1x1"),
+    preprocess="float",
+    channels=8,
+)
+MANY = dataclasses.replace(
+    CHANGING,
+    name="many",
+    operations=("none", "skip", "binary_conv_1x1", "binary_dil_conv_3x3"),
+    preprocess="float",
+    channels=8,
+    stem_stride=2,
+)
 # For real timing: few networks hold all its calls.
 TINY = Description(
     name="tiny",
@@ -101,7 +119,11 @@ def test_ways_of_parts_are_known_exactly(operations, stride):
 # ---- prices -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("description", [CHANGING, SHARED, PLAIN], ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "description",
+    [CHANGING, SHARED, PLAIN, FLOAT, pytest.param(MANY, marks=pytest.mark.slow)],
+    ids=lambda d: d.name,
+)
 def test_expected_at_one_hot_is_the_sum_of_the_table(description, tmp_path):
     prices = LatencyPrices(description, write_table(tmp_path / "t.sqlite", description))
     table, key, rng = DeviceTable.open(tmp_path / "t.sqlite"), latency_key(), random.Random(0)

@@ -105,7 +105,7 @@ def test_a_study_measures_every_network_and_is_made_once(tmp_path, monkeypatch):
     found = study("cells", tmp_path, **options, on_progress=events.append)
     assert events[0]["event"] == "study_plan"
     assert (events[0]["searches"], events[0]["trainings"]) == (1, 3)
-    assert {e["event"] for e in events[1:]} == {"study_search", "study_training", "study_timing"}
+    assert {e["event"] for e in events[1:]} == {"variant_search", "variant_training", "variant_timing"}
     assert found == read_json_checked(tmp_path / "cells.json")
     own, *randoms = found["runs"]
     assert (own["kind"], [row["kind"] for row in randoms]) == ("searched", ["random"] * 2)
@@ -144,7 +144,7 @@ def test_studies_in_a_folder_share_what_they_have_in_common(tmp_path, monkeypatc
     course.unlink()
     events = []
     guards = study("guards", tmp_path, **OPTIONS, on_progress=events.append)
-    replayed = [e for e in events if e["event"] == "study_search" and e["replayed"]]
+    replayed = [e for e in events if e["event"] == "variant_search" and e["replayed"]]
     assert len(replayed) == 1
     preset_row, *_ = guards["runs"]
     assert [preset_row["course"]] == before
