@@ -100,6 +100,13 @@ def search(
         int | None, typer.Option(help="width, nasbnn: how many generations. [papers: 50; 21]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the split, the candidates and the strategy.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the images that train and that judge, 0.6,0.2; the rest is never seen. Searches that "
+            "`bitnas compare` is to compare need one split."
+        ),
+    ] = None,
     objectives: Annotated[
         str | None,
         typer.Option(
@@ -289,7 +296,7 @@ def search(
     )
     _refuse(given, method)
     start = {"width": _search_widths, "nasbnn": _search_subnets, "bars": _search_cells}[method]
-    start(data, {**given, "seed": seed}, out, study=study, json=json)
+    start(data, {**given, **_split(floats("--split", split)), "seed": seed}, out, study=study, json=json)
 
 
 def resume(
@@ -356,6 +363,15 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 def _workers(text: str | None) -> int | str | None:
     """A number of processes, or the name of a cluster, which the settings check."""
     return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+def _split(shares: tuple[float, ...] | None) -> dict[str, float]:
+    """What a split is in the settings of every method, which check the shares."""
+    if shares is None:
+        return {}
+    if len(shares) != 2:
+        raise ValueError(f"--split: got {len(shares)} numbers, wanted the shares that train and that judge: 0.6,0.2")
+    return {"train_fraction": shares[0], "val_fraction": shares[1]}
 
 
 def _reads_table(settings: dict[str, Any]) -> dict[str, Any]:

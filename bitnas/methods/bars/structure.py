@@ -259,10 +259,11 @@ class Structures:
                 factor = sure.expand(len(edges), -1) if e == given else chances[:, e]
                 made = (made.unsqueeze(2) * factor.unsqueeze(1)).flatten(1)
             patterns.append(made)
-        classes = torch.cat(patterns, 1) @ self._merge
-        one, two, three, four = (classes.index_select(1, column) for column in self._terms)
-        total = edges.new_zeros(len(edges), len(self.ways))
-        return total.index_add(1, self._outcomes, one * two * three * four)
+        # Ways and terms first, groups of cells side by side: so that looking up is copying rows.
+        classes = (torch.cat(patterns, 1) @ self._merge).T.contiguous()
+        one, two, three, four = (classes.index_select(0, column) for column in self._terms)
+        total = edges.new_zeros(len(self.ways), len(edges))
+        return total.index_add(0, self._outcomes, one * two * three * four).T
 
 
 @functools.cache
