@@ -10,7 +10,8 @@ import typer
 
 def report(
     run_dir: Annotated[
-        Path, typer.Argument(help="Folder of a search, finished or still running, or of `bitnas reproduce`.")
+        Path,
+        typer.Argument(help="Folder of a search, finished or running, of `bitnas reproduce` or `bitnas compare`."),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the path as JSON.")] = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from bitnas.files import CorruptFileError, read_json_checked, write_json_checked
@@ -58,7 +59,13 @@ def share_of_skips(description: Description, probabilities: Choices) -> float:
 
     0 in a space without skips.
     """
-    if SKIP not in description.operations:
+    return share_of(SKIP, description.operations, probabilities.edges.detach().tolist())
+
+
+def share_of(operation: str, names: Sequence[str], edges: Sequence[Sequence[Sequence[float]]]) -> float:
+    """The share of edges `[groups][10][operations]` whose likeliest operation is this one; where several are equally
+    likely, as before the first step, each has its part of the edge. 0 for an operation that is not among the names."""
+    if operation not in names:
         return 0.0
-    chosen = probabilities.edges.detach().argmax(-1)
-    return float((chosen == description.operations.index(SKIP)).double().mean())
+    index, rows = names.index(operation), [row for group in edges for row in group]
+    return sum((row[index] == max(row)) / row.count(max(row)) for row in rows) / len(rows)

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from bitnas.methods import candidates, run_folder, trials
 from bitnas.methods.bars import comparisons, evaluate, study_tasks, variants
 from bitnas.methods.bars.config import BarsSearchConfig, preset
+from bitnas.methods.bars.course import share_of
 from bitnas.methods.bars.description import Architecture
 from bitnas.methods.bars.variants import RANDOM, SEARCHED, Variant
 from bitnas.methods.intervals import wilson
@@ -277,7 +278,7 @@ def _searched(folder: Path, plan: _Plan, journal: Journal, pool: Workers, notify
                 "label": variant.name,
                 "kind": "searched",
                 "course": [record["skips"] for record in course],
-                "course_none": [_likeliest(record["probabilities"]["edges"], names, NONE) for record in course],
+                "course_none": [share_of(NONE, names, record["probabilities"]["edges"]) for record in course],
                 "hessian": [record["hessian"] for record in course],
                 "expected": course[-1]["expected"],
                 "epochs": len(course),
@@ -322,12 +323,6 @@ def _described(config: BarsSearchConfig, architecture: Architecture) -> dict[str
         "skips": edges.count(SKIP) / len(edges),
         "none": edges.count(NONE) / len(edges),
     }
-
-
-def _likeliest(edges: Sequence[Sequence[Sequence[float]]], names: Sequence[str], operation: str) -> float:
-    """The share of edges whose likeliest operation is this one."""
-    chosen = [names[max(range(len(row)), key=row.__getitem__)] for group in edges for row in group]
-    return chosen.count(operation) / len(chosen)
 
 
 def _time(plan: _Plan, rows: list[dict[str, Any]], journal: Journal, notify: Progress) -> None:
