@@ -117,7 +117,8 @@ def search(
     latency_budget: Annotated[
         float | None,
         typer.Option(
-            help="Largest latency of a candidate, in us per batch. bars: of the expected one (--cost latency)."
+            help="Largest latency of a candidate, in us per batch. bars: of the expected one in the loss (implies "
+            "--cost latency)."
         ),
     ] = None,
     latency_source: Annotated[
@@ -228,10 +229,14 @@ def search(
     ] = None,
     cost: Annotated[
         str | None,
-        typer.Option(help="bars: what the loss holds beside accuracy: none, flops, latency (of a table), or both."),
+        typer.Option(
+            help="bars: what the loss holds beside accuracy: none, flops, latency (of a table), or both. Default: that "
+            "of the budgets that are given."
+        ),
     ] = None,
     flops_budget: Annotated[
-        float | None, typer.Option(help="bars: expected FLOPs from which the loss grows. [paper: 5e8]")
+        float | None,
+        typer.Option(help="bars: expected FLOPs from which the loss grows (implies --cost flops). [paper: 5e8]"),
     ] = None,
     controller: Annotated[
         Path | None,
@@ -418,6 +423,7 @@ def _search_cells(data: str, values: dict[str, Any], out: Path, *, study: bool, 
 
     settings = dict(values)
     controller = _controller(settings.pop("controller", None))
+    controller |= _cost(values, controller)
     controller |= {name: settings.pop(name) for name in _OF_CONTROLLER if name in settings}
     # A table that is named is read: by the loss if a latency is in it, else by the search.
     if "latency_table" in settings and controller.get("cost") not in ("latency", "both"):
@@ -429,6 +435,24 @@ def _search_cells(data: str, values: dict[str, Any], out: Path, *, study: bool, 
 
 
 _OF_CONTROLLER = ("epochs", "cost", "flops_budget", "latency_budget")
+
+
+def _cost(given: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, str]:
+    """The cost that budgets imply where neither an option nor the file says one. Raises ValueError for a budget among
+    the options that is not of the cost."""
+    budgets = [name for name in ("flops", "latency") if f"{name}_budget" in given]
+    cost = given.get("cost", file.get("cost"))
+    if cost is None:
+        implied = [name for name in ("flops", "latency") if name in budgets or file.get(f"{name}_budget") is not None]
+        return {"cost": "both" if len(implied) == 2 else implied[0]} if implied else {}
+    where = f"--cost {cost}" if "cost" in given else f"cost {cost!r} in --controller"
+    for name in budgets:
+        if cost in ("none", "flops", "latency") and cost != name:
+            raise ValueError(
+                f"--{name}-budget: got {given[f'{name}_budget']:g} with {where}, which does not look at it; leave one "
+                f"of them out, or use --cost {name if cost == 'none' else 'both'}"
+            )
+    return {}
 
 
 def _controller(path: Path | None) -> dict[str, Any]:

@@ -80,6 +80,30 @@ def split_data(name: str, seed: int, train: float, val: float) -> Splits:
     return load_data(name, seed).split(train, val, 1 - train - val)
 
 
+def check_classes(data: Source) -> None:
+    """Raises ValueError for images that are all of one class: nothing can be learnt, and every network is right."""
+    present = data.labels.unique()
+    if len(present) == 1:
+        raise ValueError(
+            f"data: all {len(data)} images of {data.name} are of class {int(present[0])}; wanted two classes and more"
+        )
+
+
+def few_images(parts: Mapping[str, Source], least: int = 2) -> list[str]:
+    """Warnings for the parts of the data, by what they are for, that have fewer than `least` images of a class."""
+    found = []
+    for name, part in parts.items():
+        counts = part.labels.bincount(minlength=part.num_classes)
+        few = (counts < least).nonzero().flatten().tolist()
+        if few:
+            shown = ", ".join(map(str, few[:10])) + (", ..." if len(few) > 10 else "")
+            found.append(
+                f"{name}: of {len(few)} of {part.num_classes} classes there are fewer than {least} images ({shown}; "
+                f"{len(part)} images in all), so it says little; give it a larger share, or more images"
+            )
+    return found
+
+
 def derive_seed(*parts: object) -> int:
     """A seed of 31 bits from whatever names the task."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,8 +174,8 @@ def compare(
         if chosen is not None:
             _train(folder, rows, settings, chosen, tried, journal, pool, notify)
             pool.stop()
-            for row in rows:
-                row |= _finished(folder, row, settings)
+            for number, row in enumerate(rows, 1):
+                row |= _finished(folder, number, row, settings)
     for row in rows:
         row |= _costs(row["network"])
     judged = _judged(rows, trained=train)
@@ -228,7 +229,9 @@ def _settings(runs: Sequence[Run], batch: int | None, threads: int | None, worke
                 f"runs: {run.folder} (data {run.config.data}, seed {run.config.seed}, train_fraction "
                 f"{run.config.train_fraction:g}, val_fraction {run.config.val_fraction:g}) has other test images than "
                 f"{runs[0].folder} (data {first.data}, seed {first.seed}, {first.train_fraction:g}, "
-                f"{first.val_fraction:g}); wanted searches of one data set, split and seed"
+                f"{first.val_fraction:g}); wanted searches of one data set, seed and split, such as those of "
+                f"bitnas search --data {shlex.quote(first.data)} --seed {first.seed} "
+                f"--split {first.train_fraction},{first.val_fraction}"
             )
     run_folder.check_threads(made.latency_threads)
     return made
@@ -265,9 +268,7 @@ def _rates(recipe: Recipe, rates: Sequence[float] | None) -> list[float]:
 def _timed(runs: Sequence[Run], settings: Settings, journal: Journal, notify: Progress) -> list[dict[str, Any]]:
     """Every network of every front, timed in turns with all others."""
     rows: list[dict[str, Any]] = []
-    several = {run.method for run in runs if sum(one.method == run.method for one in runs) > 1}
-    for run in runs:
-        name = f"{run.method} {run.folder.name}" if run.method in several else run.method
+    for run, name in zip(runs, _names(runs), strict=True):
         for row in run.front:
             network = run.network(row)
             rows.append(
@@ -285,6 +286,18 @@ def _timed(runs: Sequence[Run], settings: Settings, journal: Journal, notify: Pr
     for row in rows:
         row |= trials.timing_of(times, order.index(row["key"]))
     return rows
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """A name of its own for each run: the method; of several by one method also as much of the end of their folders'
+    paths as tells these apart."""
+    names = []
+    for run in runs:
+        paths = [one.folder.resolve().parts for one in runs if one.method == run.method]
+        length = next(n for n in itertools.count(1) if len({path[-n:] for path in paths}) == len(paths))
+        own = "/".join(run.folder.resolve().parts[-length:])
+        names.append(run.method if len(paths) == 1 else f"{run.method} {own}")
+    return names
 
 
 def _key(network: Mapping[str, Any]) -> str:
@@ -380,8 +393,8 @@ def _load(arguments: tuple[Any, ...]) -> nn.Module:
     raise AssertionError("unreachable")
 
 
-def _finished(folder: Path, row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Freeze, verify, save and judge one network on the test part."""
+def _finished(folder: Path, number: int, row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Freeze, verify, save and judge one network on the test part; the number keeps files of like names apart."""
     import torch
 
     from bitnas import packed
@@ -389,7 +402,7 @@ def _finished(folder: Path, row: Mapping[str, Any], settings: Settings) -> dict[
     model, own = _load(row["arguments"]), trials.parts(settings)
     frozen = packed.freeze(model)
     verification = packed.verify(model, frozen, own.test.take(torch.arange(min(len(own.test), VERIFIED_IMAGES))))
-    file = folder / "networks" / f"{row['label'].replace(' ', '-')}.safetensors"
+    file = folder / "networks" / f"{number}-{row['label'].replace(' ', '-').replace('/', '-')}.safetensors"
     file.parent.mkdir(exist_ok=True)
     packed.save(frozen, file)
     right = trials.predictions(frozen, own.test)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 _DEGREES = 6  # of a regression, at most
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
+_ROUNDING = 1e-9  # of a mean: numbers that differ by less are equal
 _LEVEL = 0.05  # share of families of verdicts that may hold a false one
 
 
@@ -189,6 +190,9 @@ def paired_runs(runs: Sequence[float], ratio: float) -> dict[str, Any]:
     """Differences over seeds: {"runs", "mean"}; of two or more also their 95 % interval ("low", "high") and the p of
     the same corrected t test, two-sided.
 
+    Equal differences that are not 0 show no variance, and a t test would take two of them for certain. Of those p is
+    that of the sign test, 2 ** (1 - runs), and the interval the one of a t test with this p.
+
     Args:
         runs: one for each seed.
         ratio: of images that judge to those that train.
@@ -197,11 +201,16 @@ def paired_runs(runs: Sequence[float], ratio: float) -> dict[str, Any]:
     interval = over_seeds(runs, ratio)
     if interval is None:
         return found
-    from scipy.special import stdtr
+    from scipy.special import stdtr, stdtrit
 
-    error = math.sqrt(statistics.variance(runs) * (1 / len(runs) + ratio))
-    p = 2 * float(stdtr(len(runs) - 1, -abs(found["mean"]) / error)) if error else float(not found["mean"])
-    return {**found, "low": interval.low, "high": interval.high, "p": p}
+    mean, freedom = found["mean"], len(runs) - 1
+    if statistics.stdev(runs) > _ROUNDING * abs(mean):
+        error = math.sqrt(statistics.variance(runs) * (1 / len(runs) + ratio))
+        p = 2 * float(stdtr(freedom, -abs(mean) / error))
+        return {**found, "low": interval.low, "high": interval.high, "p": p}
+    p = 2.0**-freedom if mean else 1.0
+    half = abs(mean) * float(stdtrit(freedom, 0.975) / stdtrit(freedom, 1 - p / 2)) if mean else 0.0
+    return {**found, "low": mean - half, "high": mean + half, "p": p}
 
 
 def corrected(differences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

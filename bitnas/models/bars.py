@@ -27,6 +27,7 @@ EDGES = tuple((source, target) for target in range(1, NODES + 1) for source in r
 """`(source, target)` of the ten edges in the order of every list of operations: those into node 1, node 2, ..."""
 
 PREPROCESS = ("binary", "float")
+MOST_PARAMETERS = 10**9  # training holds 16 bytes for each
 
 
 def live_nodes(edges: Sequence[str]) -> tuple[bool, ...]:
@@ -121,6 +122,37 @@ class BarsConfig:
             or not 0 <= self.auxiliary < len(self.cells)
         ):
             raise ValueError(f"auxiliary: got {self.auxiliary!r}, wanted None or the index of a cell")
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """The weights of convolutions and classifiers, before any of them is made; the rest is small."""
+        sizes = {"input_size": self.input_size[0], "stem": self.stem, "width": self.width}
+        sizes |= {"num_classes": self.num_classes}
+        sizes |= {f"cells[{n}].channels": cell.channels for n, cell in enumerate(self.cells)}
+        parameters: list[tuple[int, str, str]] = [
+            (9 * self.input_size[0] * self.stem, "input_size", "stem"),
+            (NODES * self.stem * self.width, "stem", "width"),
+        ]
+        before = "width"
+        for number, (cin, cell) in enumerate(zip(self.entering, self.cells, strict=True)):
+            own = f"cells[{number}].channels"
+            if any(live_nodes(cell.edges)[1:]):
+                parameters.append((NODES * cin * cell.inner, before, own))
+            taps = sum(OPERATIONS[name].kernel ** 2 * (cell.inner if source == 0 else cell.channels)
+                       for (source, _), name in zip(EDGES, cell.edges, strict=True))  # fmt: skip
+            parameters.append((taps * cell.channels, own, own))
+            if number == self.auxiliary:
+                parameters.append((NODES * cell.channels * self.num_classes, own, "num_classes"))
+            before = own
+        parameters.append((NODES * self.cells[-1].channels * self.num_classes, before, "num_classes"))
+        total = sum(count for count, *_ in parameters)
+        if total > MOST_PARAMETERS:
+            _, *between = max(parameters)
+            field = max(between, key=lambda name: sizes[name])
+            raise ValueError(
+                f"{field}: got {sizes[field]}, with which the network has {total:.3g} weights; wanted at most "
+                f"{MOST_PARAMETERS:.3g} in all"
+            )
 
     @property
     def name(self) -> str:

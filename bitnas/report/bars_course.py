@@ -102,12 +102,26 @@ def sentences(run: Run) -> list[str]:
         return []
     parts = [_decided(run.space, run.course[-1]), _layout(run.space, run.course[-1]), _skips(run.space, run.course)]
     parts += [
+        _chance(run),
         _nothing(run.space, run.course[-1]),
         *_budget(run),
         _pruned(run.space, run.course),
         _curvature(run.course),
     ]
     return [part for part in parts if part]
+
+
+def _chance(run: Run) -> str:
+    """Whether the supernet learnt nothing, where the number of classes is known."""
+    accuracy = number(run.course[-1], "accuracy")
+    made = run.front[0].values.get("network") if run.front else None
+    classes = number(made, "num_classes") if isinstance(made, dict) else None
+    if accuracy is None or not classes or accuracy > (1 + min(0.5, 0.05 * classes)) / classes:
+        return ""
+    return (
+        f"The supernet ended at chance: it classifies {percent(accuracy)} of its training images right, guessing has "
+        f"{percent(1 / classes)}. Its probabilities mean little; another learning rate or more epochs may help."
+    )
 
 
 def lead(probabilities: Sequence[float]) -> float:

@@ -64,6 +64,9 @@ def test_a_search_by_gradient_and_its_resumption(run, options, tmp_path):
             "--no-inherit is an option of --method width; .* --train-epochs 0 judges with the supernet's",
         ),
         (["--cost", "speed"], r"controller\.cost: got 'speed', wanted one of none, flops, latency, both"),
+        (["--cost", "none", "--flops-budget", "4e5"], "--flops-budget: got 400000 with --cost none, .* --cost flops"),
+        (["--cost", "flops", "--latency-budget", "9"], "--latency-budget: got 9 with --cost flops, .* --cost both"),
+        (["--latency-budget", "600", "--latency-table", "no.sqlite"], "no.sqlite.*bitnas latency build --method bars"),
         (["--cost", "latency"], r"controller\.latency_budget: got None, wanted microseconds"),
         (["--flops-budget", "0"], r"controller\.flops_budget: got 0"),
         (["--samples", "0"], "samples: got 0, wanted at least 1"),
@@ -106,3 +109,43 @@ def test_ctrl_c_while_the_supernet_trains(options, tmp_path):
     assert f"bitnas resume {folder}" in err
     assert "Traceback" not in err
     assert (folder / "supernet.ckpt.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "cost"),
+    [
+        (["--flops-budget", "4e5"], {}, "flops"),
+        (["--latency-budget", "600"], {}, "latency"),
+        (["--flops-budget", "4e5", "--latency-budget", "600"], {}, "both"),
+        (["--flops-budget", "4e5"], {"latency_budget": 600}, "both"),
+        ([], {"latency_budget": 600}, "latency"),
+        (["--flops-budget", "4e5"], {"cost": "both", "latency_budget": 600}, "both"),
+        (["--flops-budget", "4e5", "--cost", "flops"], {"cost": "latency", "latency_budget": 600}, "flops"),
+        ([], {}, "none"),
+    ],
+)
+def test_a_budget_implies_its_cost(run, tmp_path, monkeypatch, options, file, cost):
+    """What reaches the search, which is not run."""
+    import bitnas.methods.bars as bars
+
+    seen = []
+
+    def search(config, out, **_):
+        seen.append(config)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(bars, "search", search)
+    path = tmp_path / "controller.json"
+    path.write_text(json.dumps(file))
+    command = ["search", "--method", "bars", "--out", str(tmp_path / "run"), "--controller", str(path), *options]
+    assert run(*command)[0] == 2
+    assert [config.controller["cost"] for config in seen] == [cost]
+
+
+def test_a_budget_that_the_cost_of_the_file_does_not_look_at_is_refused(run, tmp_path):
+    path = tmp_path / "controller.json"
+    path.write_text(json.dumps({"cost": "latency", "latency_budget": 600}))
+    command = ["search", "--method", "bars", "--out", str(tmp_path / "run"), "--controller", str(path)]
+    code, _, err = run(*command, "--flops-budget", "4e5")
+    assert code == 2
+    assert "--flops-budget: got 400000 with cost 'latency' in --controller" in err

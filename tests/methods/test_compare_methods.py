@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -75,11 +78,48 @@ def test_without_training_the_runs_are_taken_at_their_word(runs, tmp_path, monke
     assert any("do not compare exactly" in line for line in found["protocol"])
 
 
+def test_runs_in_folders_of_one_name_are_not_pooled(runs, tmp_path):
+    folders = [tmp_path / name / "cells" for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(runs / "bars", folder)
+    found = compare([*folders, runs / "width"], tmp_path / "out", train=False)
+    names = ["bars one/cells", "bars two/cells", "width"]
+    assert list(found["areas"]) == list(found["fronts"]) == names
+    assert [(one["first"], one["second"]) for one in found["comparisons"]] == list(itertools.combinations(names, 2))
+    assert found["comparisons"][0]["difference"] == 0  # the same networks, timed together
+    assert "BARS one/cells against BARS two/cells" in found["verdicts"][0]
+    for folder, name in zip(folders, names, strict=False):
+        assert {row["name"] for row in found["rows"] if row["run"] == str(folder)} == {name}
+    trained = compare(folders, tmp_path / "trained", picks=1, epochs=1, rates=(0.01,))
+    files = [row["file"] for row in trained["rows"]]
+    assert len(files) == len(set(files)) == 2
+    assert all((tmp_path / "trained" / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        ("a/x a/y", "bars x|bars y"),
+        ("a/x b/x a/y", "bars a/x|bars b/x|bars a/y"),
+        ("1/a/x 2/a/x", "bars 1/a/x|bars 2/a/x"),
+        (". x", "bars here|bars x"),
+    ],
+)
+def test_a_name_is_as_long_as_it_has_to_be(folders, wanted, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    runs = [module.Run(Path(folder), "bars", None, [], dict) for folder in folders.split()]
+    assert module._names(runs) == wanted.split("|")
+    alone = module.Run(Path("a/x"), "width", None, [], dict)
+    assert module._names([alone, *runs]) == ["width", *wanted.split("|")]
+
+
 def test_runs_that_do_not_go_together_are_refused(runs, tmp_path):
     other = tmp_path / "seed-1"
     settings = {**QUICK, **SHARED, "seed": 1}
     search_nasbnn(nasbnn_preset(DATA, **settings, population=2, generations=1), other)
-    with pytest.raises(ValueError, match="other test images than"):
+    again = f"bitnas search --data {DATA} --seed 0 --split 0.6,0.2"
+    with pytest.raises(ValueError, match=f"other test images than.*such as those of {again}$"):
         compare([runs / "nasbnn", other], tmp_path / "out")
     with pytest.raises(ValueError, match="wanted at least two folders"):
         compare([runs / "nasbnn"], tmp_path / "out")

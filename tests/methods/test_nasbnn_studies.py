@@ -228,6 +228,21 @@ def test_an_ablation_says_no_more_than_its_interval():
     assert said([0.1]).endswith("which decides nothing.")
 
 
+@pytest.mark.parametrize("runs", [[0.1, 0.1], [-0.1] * 3, [0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6]])
+def test_equal_differences_of_few_seeds_decide_nothing(runs):
+    """A t test takes two equal differences for certain: their variance is 0, to rounding in the last case."""
+    one = ablation.paired_runs(runs, 0.3)
+    assert one["p"] == 2.0 ** (1 - len(runs))
+    assert one["low"] < 0 < one["high"]
+    (found,) = ablation.corrected([one])
+    assert found["outcome"] == "undecided"
+    seven = ablation.paired_runs([0.1] * 7, 0.3)
+    assert seven["p"] == pytest.approx(1 / 64)
+    assert 0 < seven["low"] < 0.1 < seven["high"]
+    none = ablation.paired_runs([0.0] * 3, 0.3)
+    assert (none["p"], none["low"], none["high"]) == (1.0, 0.0, 0.0)
+
+
 def test_verdicts_allow_for_being_several():
     """Of four differences that are 0, one in seven families or so would be told from 0 without a correction."""
     one = ablation.paired_runs([0.02, 0.05, 0.03, 0.04], 0.3)
@@ -301,8 +316,8 @@ def test_areas_of_fronts_by_hand():
     assert found["areas"]["searched, inherited"] == pytest.approx([area, area])
     assert found["areas"]["random, inherited"] == pytest.approx([5 * 0.02 / (105 * 0.42)] * 2)
     (one,) = found["comparisons"]
-    assert one["outcome"] == "better"
-    assert "have the better front than random subnets" in one["verdict"]
+    assert (one["outcome"], one["p"]) == ("undecided", 0.5)  # two seeds that are the same
+    assert "no difference can be told (+40.2 % of the area" in one["verdict"]
     alone = against.compared(seeds[:1])["comparisons"][0]
     assert "decides nothing" in alone["verdict"]
     assert "low" not in alone

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bitnas
+from bitnas.models import bars as networks
 from bitnas.models.bars import EDGES, NODES, Bars, BarsCell, BarsConfig, Cell, canonical, live_nodes
 from bitnas.models.operations import OPERATIONS, BinaryOperation, pool
 from bitnas.nn import SCHEMES, FitChannels, JoinNodes
@@ -186,12 +187,30 @@ def test_an_auxiliary_classifier_reads_its_cell():
         ({"cells": [{"edges": ["pool"] * 10, "channels": 4}]}, "cells\\[0\\].edges: got 'pool', wanted one of none"),
         ({"cells": [{"edges": [CONV] * 10, "channels": 4, "stride": 3}]}, "cells\\[0\\].stride: got 3, wanted 1 or 2"),
         ({"cells": [{"edges": [CONV] * 10, "width": 4}]}, "cells\\[0\\]: .* unknown fields \\['width'\\]"),
+        ({"cells": [{"edges": SOME, "channels": 10**9}]}, "cells\\[0\\].channels: got 1000000000, with which the"),
+        ({"cells": (Cell(("none",) * 10, 10**9, 2),)}, "cells\\[0\\].channels: .* at most 1e\\+09 in all"),
+        ({"stem": 10**9}, "stem: got 1000000000, with which the network has .* weights"),
+        ({"width": 10**9}, "width: got 1000000000"),
+        ({"num_classes": 10**9}, "num_classes: got 1000000000"),
+        ({"input_size": (10**9, 7, 5)}, "input_size: got 1000000000"),
         ({"auxiliary": 4}, "auxiliary: got 4, wanted None or the index of a cell"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         small(**change)
+
+
+def test_the_weights_are_counted_before_they_are_made(monkeypatch):
+    for config in (small(), small(auxiliary=1, preprocess="float")):
+        made = Bars(config)
+        weights = sum(p.numel() for p in made.parameters() if p.ndim > 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(networks, "MOST_PARAMETERS", weights)
+            dataclasses.replace(config)
+            patch.setattr(networks, "MOST_PARAMETERS", weights - 1)
+            with pytest.raises(ValueError, match=r"cells\[1\].channels: got 6"):
+                dataclasses.replace(config)
 
 
 def test_unknown_and_missing_fields_are_named():

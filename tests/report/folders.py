@@ -551,7 +551,9 @@ def bars_study_folder(folder: Path, name: str = "cells", seeds: int = 3, *, coll
     found = {
         "cells": [variants.Variant(variants.SEARCHED, "the settings as they are")],
         "guards": variants.of_guards(config),
-        "cost": variants.of_cost(1e5, 300.0),
+        "cost": variants.of_cost(
+            [variants.Budget(variants.SMALL, 1e5, 300.0, 9), variants.Budget(variants.LARGE, 2e5, 400.0, 9)]
+        ),
         "parts": variants.of_parts(config, 1e5),
     }[name]
     names = [variant.name for variant in found] + ([variants.RANDOM] if name == "cells" else [])

@@ -128,6 +128,56 @@ def test_a_search_shows_front_cells_and_how_choices_became_firm(tmp_path):
     assert found.tags.count("svg") % 2 == 0
 
 
+def on_the_front(folder, *keep):
+    """The page's text where the search has put these alone on its front, counted from the most accurate."""
+    rows = json.loads((folder / "front.json").read_text())
+    write_json(folder / "front.json", [rows[place] for place in keep])
+    return page(folder).text
+
+
+def wider(summary):
+    """The second most accurate of five: its latency is not to be told from that of the first, 5 % above it."""
+    first, second = summary["candidates"][5]["metrics"], summary["candidates"][4]["metrics"]
+    second["accuracy"] = first["accuracy"] - 1 / 360
+    second["latency_us"] = first["latency_us"] / 1.05
+    second["latency_low_us"], second["latency_high_us"] = 0.97 * second["latency_us"], 1.03 * second["latency_us"]
+
+
+def test_what_noise_left_out_of_the_front_is_named(tmp_path):
+    folder = bars_folder(tmp_path / "run")
+    assert "left out of the front" not in page(folder).text
+    change_json(folder / "search.json", wider)
+    text = on_the_front(folder, 0, 2, 3, 4)
+    assert (
+        "1 network was left out of the front though faster by the numbers: the latency could not be told apart" in text
+    )
+    assert "from that of a better one: 84.7 % at 429 µs, beside 85.0 % at 450 µs (front 1)." in text
+
+
+def test_what_left_the_front_when_it_was_timed_again_is_named(tmp_path):
+    text = on_the_front(bars_folder(tmp_path / "run"), 0, 1, 3, 4)
+    assert "1 network was left out when the front was timed again" in text
+    assert "better one: 79.0 % at 350 µs (first latency)." in text
+    assert "though faster by the numbers" not in text
+
+
+def test_a_supernet_at_chance_is_named(tmp_path):
+    folder = bars_folder(tmp_path / "run")
+    course = read_json_checked(folder / "course.json")
+    assert "ended at chance" not in page(folder).text
+    for accuracy, told_so in ((0.149, True), (0.151, False)):
+        course[-1]["accuracy"] = accuracy
+        write_json_checked(folder / "course.json", course)
+        said = "The supernet ended at chance: it classifies 14.9 % of its training images right, guessing has 10.0 %."
+        assert (said in page(folder).text) is told_so
+
+
+def change_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    write_json(path, value)
+
+
 def test_a_search_whose_networks_are_not_judged_yet_has_a_page(tmp_path):
     folder = bars_folder(tmp_path / "run", judged=False)
     assert "The search by gradient has done its 8 epochs; no derived network has been judged yet." in page(folder).text

@@ -7,10 +7,23 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitnas.methods.bars.variants import IN_FLOPS, IN_LATENCY, JOINT, MACRO, MICRO, PRESET, RANDOM, SEARCHED
+from bitnas.methods import fronts
+from bitnas.methods.bars.variants import (
+    IN_FLOPS,
+    IN_LATENCY,
+    JOINT,
+    LARGE,
+    MACRO,
+    MICRO,
+    PRESET,
+    RANDOM,
+    SEARCHED,
+    SMALL,
+    at,
+)
 from bitnas.methods.intervals import corrected, paired, paired_runs
 
-ACCURACY, LATENCY, FREE = "accuracy", "latency", "free"
+ACCURACY, LATENCY, FREE, AREA = "accuracy", "latency", "free", "area"
 Row = Mapping[str, Any]
 
 
@@ -25,10 +38,16 @@ def compared(study: str, rows: Sequence[Row], names: Sequence[str]) -> list[dict
     pairs = {
         "cells": [(SEARCHED, RANDOM, ACCURACY)],
         "guards": [(PRESET, name, what) for name in names if name != PRESET for what in (ACCURACY, FREE)],
-        "cost": [(IN_LATENCY, IN_FLOPS, LATENCY), (IN_LATENCY, IN_FLOPS, ACCURACY)],
+        "cost": [
+            (at(IN_LATENCY, budget), at(IN_FLOPS, budget), what)
+            for budget in (SMALL, LARGE)
+            for what in (LATENCY, ACCURACY)
+        ],
         "parts": [(JOINT, MICRO, ACCURACY), (JOINT, MACRO, ACCURACY), (MICRO, MACRO, ACCURACY)],
     }[study]
     found = [_comparison(rows, *pair) for pair in pairs]
+    if study == "cost":
+        found.append(_areas(rows))
     # What a study asks of accuracies and what it asks of the edges are families of their own.
     found = [
         one
@@ -42,7 +61,7 @@ def compared(study: str, rows: Sequence[Row], names: Sequence[str]) -> list[dict
 def _comparison(rows: Sequence[Row], first: str, second: str, what: str) -> dict[str, Any]:
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     differences: list[float] = []
-    images, costs, times = [], [], []
+    images, costs, times, points = [], [], [], []
     shares, same = [], True
     for seed in seeds:
         one, other = (
@@ -51,7 +70,8 @@ def _comparison(rows: Sequence[Row], first: str, second: str, what: str) -> dict
         if not one or not other:
             continue
         differences.append(_mean(one, what) - _mean(other, what))
-        costs.append(_mean(one, "operations") / _mean(other, "operations"))
+        costs.append((_mean(one, "loss_flops"), _mean(other, "loss_flops")))
+        points.append(_mean(one, ACCURACY) - _mean(other, ACCURACY))
         same = same and {row["key"] for row in one} == {row["key"] for row in other}
         times.append(math.exp(_mean(one, LATENCY) - _mean(other, LATENCY)))
         shares.append(one[0]["test_images"] / one[0]["train_images"])
@@ -67,11 +87,41 @@ def _comparison(rows: Sequence[Row], first: str, second: str, what: str) -> dict
         return {**found, "runs": []}
     found |= paired_runs(differences, statistics.fmean(shares))
     found |= {
-        "flops_ratio": statistics.geometric_mean(costs),
+        # Cells may compute nothing at all.
+        "flops_ratio": statistics.geometric_mean([a / b for a, b in costs]) if all(map(all, costs)) else None,
         "latency_ratio": statistics.geometric_mean(times),
+        "accuracy_difference": statistics.fmean(points),
         "same": same,
     }
     return found | ({"images": images} if what == ACCURACY else {})
+
+
+def _areas(rows: Sequence[Row]) -> dict[str, Any]:
+    """The area under accuracy against measured latency of what each kind of cost in the loss offers: its two networks.
+
+    Within each latency the slower of them counts, whatever its accuracy: the better one on test images would flatter.
+    The far corner is the same for all (`fronts.corner`); areas are shares of the rectangle up to it.
+    """
+    found: dict[str, Any] = {"name": f"{IN_LATENCY} against {IN_FLOPS}", "what": AREA, "first": IN_LATENCY,
+                             "second": IN_FLOPS}  # fmt: skip
+    reference, differences, shares, same = fronts.corner(rows), [], [], True
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        pairs = [
+            [row for row in rows if row["seed"] == seed and row["variant"] in (at(kind, SMALL), at(kind, LARGE))]
+            for kind in (IN_LATENCY, IN_FLOPS)
+        ]
+        if not all(len(pair) == 2 for pair in pairs):
+            continue
+        one, other = (
+            fronts.area([{**row, "search_accuracy": row["latency_us"]} for row in pair], reference) for pair in pairs
+        )
+        differences.append((one - other) / (reference[0] * reference[1]))
+        shares.append(pairs[0][0]["test_images"] / pairs[0][0]["train_images"])
+        same = same and {row["key"] for row in pairs[0]} == {row["key"] for row in pairs[1]}
+    if not differences:
+        return {**found, "runs": []}
+    corner = {"latency_us": reference[0], "accuracy": 1 - reference[1]}
+    return {**found, **paired_runs(differences, statistics.fmean(shares)), "same": same, "reference": corner}
 
 
 def _mean(rows: Sequence[Row], what: str) -> float:
@@ -100,6 +150,8 @@ _WORDS = {
     LATENCY: ("slower", "faster", "latency", "% of its latency"),
     FREE: ("more edges without a convolution", "fewer edges without a convolution",
            "the share of edges without a convolution", "points of the edges"),
+    AREA: ("more accuracy for the latency", "less accuracy for the latency",
+           "the area under accuracy against latency", "% of the area"),
 }  # fmt: skip
 
 
@@ -109,15 +161,14 @@ def _verdict(comparison: Mapping[str, Any]) -> str:
     subject = f"{one['first'][0].upper()}{one['first'][1:]} against {one['second']}"
     if one["same"]:
         return f"{subject}: the same networks with every seed."
-    beside = f"at {one['flops_ratio']:.2f}x the FLOPs"
-    if one["what"] == ACCURACY:
-        beside += f" and {one['latency_ratio']:.2f}x the latency"
+    beside = _beside(one)
     mean = f"{100 * one['difference']:+.1f} {unit}"
     if "low" not in one:
-        return f"{subject}: {mean}, {beside}, with one seed, which decides nothing."
+        return f"{subject}: {mean}{beside}, with one seed, which decides nothing."
+    among = f"among {one['tested']} verdicts" if one["tested"] > 1 else "of one verdict"
     text = (
         f"{mean}, 95 % interval {100 * one['low']:+.1f} to {100 * one['high']:+.1f}, {len(one['runs'])} seeds, "
-        f"p {one['p_holm']:.2g} among {one['tested']} verdicts, {beside}"
+        f"p {one['p_holm']:.2g} {among}{beside}"
     )
     match one["outcome"]:
         case "better":
@@ -125,6 +176,18 @@ def _verdict(comparison: Mapping[str, Any]) -> str:
         case "worse":
             return f"{subject}: {less} ({text})."
     return f"{subject}: they cannot be told apart in {noun} ({text})."
+
+
+def _beside(one: Mapping[str, Any]) -> str:
+    """The other costs of what is compared, so that no axis is said alone."""
+    if one["what"] == AREA:
+        return ""
+    said = [f"{one['flops_ratio']:.2f}x the FLOPs of the cells"] if one["flops_ratio"] is not None else []
+    if one["what"] == LATENCY:
+        said.append(f"{100 * one['accuracy_difference']:+.1f} points of accuracy")
+    if one["what"] == ACCURACY:
+        said.append(f"{one['latency_ratio']:.2f}x the latency")
+    return f", at {' and '.join(said)}" if said else ""
 
 
 _COLLAPSED = 0.5

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitnas.methods.bars.controller import Controller
+from bitnas.methods.bars.controller import BOTH, FLOPS, LATENCY, NO_COST, Controller
 from bitnas.methods.bars.description import DESCRIPTIONS, Description, load
 from bitnas.methods.settings import (
     MEASURED,
@@ -35,7 +35,8 @@ from bitnas.search.pareto import Objective
 
 # Settings that change how long a run takes but not what it finds.
 _EXECUTION = ("workers",)
-_BY_TABLE = ("latency", "both")  # the controller's costs that read the device table
+_DEFAULTS = Controller()
+_BY_TABLE = (LATENCY, BOTH)  # the controller's costs that read the device table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +217,20 @@ def _space(value: Any) -> Description:
 
 
 def _controller(value: Any) -> Controller:
-    if isinstance(value, Controller):
-        return value
     try:
-        return Controller.from_dict(value)
+        found = value if isinstance(value, Controller) else Controller.from_dict(value)
     except (ValueError, TypeError) as error:
         said = str(error)
         raise type(error)(said if said.startswith("controller") else f"controller.{said}") from error
+    if found.cost == NO_COST:
+        for name in (FLOPS, LATENCY):
+            budget = getattr(found, f"{name}_budget")
+            if budget != getattr(_DEFAULTS, f"{name}_budget"):
+                raise ValueError(
+                    f"controller.{name}_budget: got {budget:g} with controller.cost {NO_COST!r}, which has no budget; "
+                    f"wanted cost {name!r} or {BOTH!r} (--cost) with it, or no budget"
+                )
+    return found
 
 
 # Settings that suit a data set, on top of the defaults.

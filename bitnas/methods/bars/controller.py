@@ -53,7 +53,8 @@ class Controller:
             0 for never. hessian_stop: end the search when it is above so many times the mean of the earlier ones; None
             for never.
         cost: `"none"`, `"flops"`, `"latency"` or `"both"`: what multiplies the loss of the architecture.
-        flops_budget: FLOPs by rule `bars` without stem and classifier. latency_budget: us.
+        flops_budget: FLOPs by rule `bars` without stem and classifier. latency_budget: us. Without their cost neither
+            does anything; `BarsSearchConfig` refuses one that is set with cost `"none"`.
         below, above: exponents of `regulariser.factor`.
 
     The defaults are the authors' interim configuration for CIFAR-10 and the defaults of their public code (Zhao et al.

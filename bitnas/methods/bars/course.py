@@ -40,6 +40,21 @@ def load_course(path: str | os.PathLike[str]) -> Course:
     return value
 
 
+def at_chance(course: Course, classes: int) -> str | None:
+    """What is wrong with a supernet that has not learnt to tell the classes apart, or None.
+
+    At chance is a training accuracy of at most 1.5 / classes, and of at most 0.05 above 1 / classes.
+    """
+    accuracy, chance = course[-1]["accuracy"], 1 / classes
+    if accuracy > chance + min(0.5 * chance, 0.05):
+        return None
+    return (
+        f"the supernet ended at chance: it classifies {100 * accuracy:.1f} % of its training images right, guessing "
+        f"has {100 * chance:.1f} %, so its probabilities mean little; change lr (now {course[-1]['lr']:g}) or train "
+        "longer"
+    )
+
+
 def rounded(probabilities: Choices) -> dict[str, Any]:
     """Probabilities as nested lists of six decimals."""
 

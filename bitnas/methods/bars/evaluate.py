@@ -8,9 +8,11 @@ nor the order of the candidates changes a result.
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnas.files import CorruptFileError
 from bitnas.methods import candidates, trials
 from bitnas.methods.bars.config import BarsSearchConfig
 from bitnas.methods.bars.description import Architecture, Description
@@ -41,9 +43,11 @@ def split_data(config: BarsSearchConfig) -> Splits:
 def halves(config: BarsSearchConfig) -> tuple[Source, Source]:
     """Of the train split, the images that train the weights, and those that train the architecture.
 
-    Raises ValueError where none are left for one of them.
+    Raises ValueError where none are left for one of them, or all images are of one class.
     """
-    train = load_data(config.data, config.seed).subset(split_data(config).train)
+    dataset = load_data(config.data, config.seed)
+    candidates.check_classes(dataset)
+    train = dataset.subset(split_data(config).train)
     parts = train.split(config.search_fraction, 1 - config.search_fraction, 0.0, derive_seed(config.seed, "halves"))
     for name, part in (("weights", parts.train), ("architecture", parts.val)):
         if not len(part):
@@ -51,6 +55,12 @@ def halves(config: BarsSearchConfig) -> tuple[Source, Source]:
                 f"search_fraction: got {config.search_fraction}, which leaves no images of {config.data} for the {name}"
             )
     return train.subset(parts.train), train.subset(parts.val)
+
+
+def few_images(config: BarsSearchConfig) -> list[str]:
+    """Warnings where what trains the architecture, or what judges, has hardly an image of some class."""
+    val = load_data(config.data, config.seed).subset(split_data(config).val)
+    return candidates.few_images({"the images that train the architecture": halves(config)[1], "the validation": val})
 
 
 def description(config: BarsSearchConfig) -> Description:
@@ -95,12 +105,21 @@ def recipe(config: BarsSearchConfig) -> Recipe | None:
     return RECIPES[config.recipe].for_epochs(config.train_epochs) if config.train_epochs else None
 
 
-@functools.lru_cache(maxsize=1)
-def load_supernet(path: str) -> Supernet:
-    """The supernet, read once per process."""
+def read_supernet(path: Path) -> Supernet:
+    """The supernet of a run folder. Raises FileNotFoundError, or CorruptFileError with the way out."""
     from bitnas.methods.bars import training
 
-    return training.load_supernet(Path(path))
+    try:
+        return training.load_supernet(path)
+    except CorruptFileError as error:
+        again = "Delete it and course.json, then `bitnas resume`: the same supernet is trained again"
+        raise CorruptFileError(path, f"{error.reason.rstrip('.')}. {again}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def load_supernet(path: str) -> Supernet:
+    """The same, read once per process."""
+    return read_supernet(Path(path))
 
 
 def inherited(config: BarsSearchConfig, architecture: Architecture, path: str) -> nn.Module:
@@ -231,11 +250,15 @@ def table_check(config: BarsSearchConfig, table: str | None) -> Check | None:
 
 
 def _how_to_build(config: BarsSearchConfig, space: Description) -> str:
-    size = ",".join(map(str, space.input_size))
-    table = "" if config.latency_table is None else f" --table {config.latency_table}"
+    from bitnas.methods.bars.description import DESCRIPTIONS
+
+    known = DESCRIPTIONS.get(space.name)
+    own = known is not None and known.for_data(space.input_size, space.num_classes) == space
+    table = "" if config.latency_table is None else f" --table {shlex.quote(str(config.latency_table))}"
     return (
-        f"Run: bitnas latency build --method bars --space {space.name} (or its file) --input-size {size} "
-        f"--num-classes {space.num_classes} --batch {config.latency_batch} --threads {config.latency_threads}{table}"
+        f"Run: bitnas latency build --method bars --space {space.name if own else 'FILE.json'} --data "
+        f"{shlex.quote(config.data)} --batch {config.latency_batch} --threads {config.latency_threads}{table}"
+        + ("" if own else f", with the file of the space {space.name}")
     )
 
 

@@ -4,7 +4,7 @@ A latency is a sum over calls. Each call belongs to a part of a cell (`outline.P
 which way is known exactly (`structure`), and so are the chances of where a cell stands and of the widths around it
 (`expected`). So the mean over all networks is prices times chances. Two things pass the border of a cell: a join packs
 for the cell behind it if that has nodes, which is in the sum; and what a pass costs beside its calls goes by how many
-there are in all, which is the one thing that is not exact before choices are made (`_beside`).
+there are in all, which is the one thing that is not exact before choices are made (`LatencyPrices.expected`).
 """
 
 from __future__ import annotations
@@ -194,6 +194,10 @@ class LatencyPrices:
 
     def expected(self, probabilities: Choices) -> Tensor:
         """The mean over networks drawn with these probabilities.
+
+        Exact, but for what a pass costs beside its calls: for that, how many there are is taken as normal (`_beside`).
+        In spaces of some thousand networks this was off by up to 6e-5 of the latency where that price grows with the
+        square of their number (0.01 us times it), and by 1e-9 where it grows in a straight line.
 
         Args:
             probabilities: each row sums to 1, such as softmax of the logits or `choices.one_hot`.

@@ -75,11 +75,12 @@ class _MaskedWeight(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         grad, rule, taps = grads[0], ctx.rule, ctx.taps
         signs, scale, magnitudes, of_input, of_output, inside = ctx.saved_tensors
-        corrected, by_masks = rule == _PER_CHANNEL_CORRECTED, ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        corrected = rule == _PER_CHANNEL_CORRECTED
+        input_asked, output_asked = ctx.needs_input_grad[1:3]  # not a mask that was None: it may have no gradient
         if of_input is None and corrected:
             of_input = signs.new_ones(signs.shape[2])
         by_w = by_input = by_output = None
-        if corrected or by_masks:
+        if corrected or input_asked or output_asked:
             inputs = of_input.sum()
             signed = (grad * signs).sum((3, 4))  # [layers, Cout, Cin]
             by_scale = signed @ of_input  # [layers, Cout]
@@ -91,13 +92,15 @@ class _MaskedWeight(torch.autograd.Function):
                 by_w = torch.where(inside, by_w, 0.0)
             if corrected:
                 by_w += signs * _kernel((by_scale / (taps * inputs)).unsqueeze(2) * of_input)
-        if by_masks and rule == _PER_LAYER:
+        if rule == _PER_LAYER and (input_asked or output_asked):
             outputs, total = of_output.sum(), by_scale.sum(1, keepdim=True)  # [layers, 1]
             whole, drawn = taps * inputs * outputs, (total * scale).sum()
             weighed = (total.unsqueeze(2) * magnitudes).sum(0)
-            by_input = (scale * signed.sum(1)).sum(0) + of_output @ weighed / whole - drawn / inputs
-            by_output = weighed @ of_input / whole - drawn / outputs
-        elif by_masks:
+            if input_asked:
+                by_input = (scale * signed.sum(1)).sum(0) + of_output @ weighed / whole - drawn / inputs
+            if output_asked:
+                by_output = weighed @ of_input / whole - drawn / outputs
+        elif input_asked:
             by_input = (scale.unsqueeze(2) * signed).sum((0, 1))
             by_input += (by_scale.unsqueeze(2) * magnitudes).sum((0, 1)) / (taps * inputs)
             by_input -= (by_scale * scale).sum() / inputs

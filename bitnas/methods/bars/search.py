@@ -69,7 +69,8 @@ def search(
         FileExistsError: the folder holds something else, or a run with other settings.
         FileNotFoundError, ValueError: the loss or the settings ask for a device table that is not there or is of other
             networks; or a budget is below what every network of the space costs.
-        NonFiniteError: a loss, a logit or an expected cost was not finite; the checkpoint before it is kept.
+        NonFiniteError: a loss, a logit or an expected cost was not finite; the last checkpoint before it, if one was
+            written, is kept, but the same settings diverge again.
         JournalLocked: another process is using the folder.
         JournalCorrupt, CorruptFileError: a file there is damaged.
         SearchFailed: no derived network could be measured.

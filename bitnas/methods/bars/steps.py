@@ -35,8 +35,16 @@ class Prices(Protocol):
     def of(self, architecture: Architecture) -> float: ...
 
 
+_EXPLODED = 5  # steps in a row whose loss is beyond `far_beyond_chance`: one alone may recover
+
+
+def far_beyond_chance(classes: int) -> float:
+    """A cross entropy that no training comes back from: 20 times that of guessing, and 20."""
+    return 20 * math.log(classes) + 20
+
+
 class NotFinite(ArithmeticError):
-    """A number of a step is NaN or infinite: `what`, and its `value`."""
+    """A number of a step is NaN or infinite, or far beyond what training ever has: `what`, and its `value`."""
 
     def __init__(self, what: str, value: float) -> None:
         super().__init__(f"{what} is {value}")
@@ -69,6 +77,7 @@ class Steps:
             betas=controller.architecture_betas,
             weight_decay=controller.architecture_decay,
         )
+        self._beyond = 0  # steps of the weights in a row with a loss far beyond chance; a resume counts anew
         self._layers = [m for m in supernet.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     # ---- what the supernet mixes ----------------------------------------------------------------
@@ -125,6 +134,7 @@ class Steps:
             if not math.isfinite(value):
                 raise NotFinite(what, value)
         settings = self.controller
+        self._check_loss(loss_value, settings.lr.at(epoch, settings.epochs))
         if settings.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
         for group in self.weights.param_groups:
@@ -212,6 +222,15 @@ class Steps:
         if not math.isfinite(value):
             raise NotFinite("the Hessian's eigenvalue", value)
         return value
+
+    def _check_loss(self, loss: float, lr: float) -> None:
+        """Raises NotFinite where the weights have exploded although every number is still finite."""
+        classes = self.supernet.description.num_classes
+        limit = far_beyond_chance(classes)
+        self._beyond = self._beyond + 1 if loss > limit else 0
+        if self._beyond >= _EXPLODED:
+            what = f"the loss of the weights (above {limit:.3g} for {_EXPLODED} steps; guessing has "
+            raise NotFinite(f"{what}{math.log(classes):.3g}; lr is {lr:g})", loss)
 
     def check_logits(self) -> None:
         """Raises NotFinite naming the logits that are not finite."""

@@ -13,11 +13,13 @@ run: {"variant", "seed", "label", "kind": "searched" | "random", "architecture",
  "memory_bits" (rule mac), "operations" (rule bars), "loss_flops" (the same without stem and classifier), "latency_us",
  "latency_low_us", "latency_high_us", "latency_iqr_us", "latency_noisy", "skips", "none" (shares of the edges of the
  network's cells), "course": [share of skips among the likeliest operations, each epoch], "course_none": [of none],
- "hessian": [...], "expected", "epochs", "stopped", "verified", "file"}; "course" to "stopped" of searched ones alone
-comparison: {"name", "what": "accuracy" | "latency" | "free" (edges without a convolution), "first", "second", "runs":
- [difference of each seed], "difference": mean, "low", "high", "p", "p_holm", "tested", "outcome", "flops_ratio",
- "latency_ratio", "same": whether both are the same networks, "images": [{"seed", "first", "second", "difference",
- "low", "high"}], "verdict"}; intervals and p of two seeds and more
+ "hessian": [...], "expected", "epochs", "stopped", "verified", "file"}; "course" to "stopped" of searched ones alone,
+ and of random ones "cost_ratio" (of "loss_flops", to the searched one) and "edges_differ" of how many "edges"
+comparison: {"name", "what": "accuracy" | "latency" | "free" (edges without a convolution) | "area" (under accuracy
+ against latency; has "reference"), "first", "second", "runs": [difference of each seed], "difference": mean, "low",
+ "high", "p", "p_holm", "tested", "outcome", "flops_ratio" (of "loss_flops"; null where one is 0), "latency_ratio",
+ "accuracy_difference", "same": whether both are the same networks, "images": [{"seed", "first", "second",
+ "difference", "low", "high"}], "verdict"}; intervals and p of two seeds and more; ratios of all but areas
 ```
 """
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ from bitnas.methods.bars import comparisons, evaluate, study_tasks, variants
 from bitnas.methods.bars.config import BarsSearchConfig, preset
 from bitnas.methods.bars.course import share_of
 from bitnas.methods.bars.description import Architecture
-from bitnas.methods.bars.variants import RANDOM, SEARCHED, Variant
+from bitnas.methods.bars.variants import RANDOM, SEARCHED, Budget, Variant
 from bitnas.methods.intervals import wilson
 from bitnas.methods.run_folder import Progress
 from bitnas.models.bars import canonical
@@ -49,7 +52,9 @@ if TYPE_CHECKING:
 CELLS, GUARDS, COST, PARTS = "cells", "guards", "cost", "parts"
 STUDIES = (CELLS, GUARDS, COST, PARTS)
 METHOD, JOURNAL = "bars", "studies"
-TABLE_ROUNDS, TABLE_SECONDS = 2, 0.15  # of a device table that a study builds: prices of a loss, not a reference
+TABLE_ROUNDS, TABLE_SECONDS = 1, 0.2  # of a device table that a study builds: prices of a loss, not a reference
+BUDGETS = {variants.SMALL: 0.1, variants.LARGE: 0.35}  # quantiles of the FLOPs of random networks
+BUDGET_NETWORKS, BUDGET_WITHIN = 600, 0.1
 WITHIN = 0.05  # random cells cost as much as the searched ones within this share
 VERIFIED_IMAGES = 1000
 
@@ -66,6 +71,7 @@ class _Plan:
     recipe: Recipe
     table: str | None
     share: float
+    budgets: tuple[Budget, ...]
 
     def config(self, variant: Variant, seed: int) -> BarsSearchConfig:
         """The settings of one search."""
@@ -94,7 +100,8 @@ def study(
 
     Args:
         name: one of `STUDIES`. `"cells"`: searched cells against random ones of the same widths, depths and cost.
-            `"guards"`: with and without each guard against collapse. `"cost"`: FLOPs against latency in the loss.
+            `"guards"`: with and without each guard against collapse. `"cost"`: FLOPs against latency in the loss, at
+            two budgets that match.
             `"parts"`: cells alone, layout alone, and both, at one budget of FLOPs.
         out: folder, made if missing; other studies of the same settings may be in it.
         data: a data set `bitnas.data.load` knows.
@@ -102,7 +109,7 @@ def study(
         epochs: of a network's training from scratch; None for the settings', or the recipe's.
         search_epochs: of each search; None for the settings'.
         randoms: of `"cells"`, random networks for each seed.
-        share: of `"cost"` and `"parts"`, how far the budget lies from the cheapest network to the biggest.
+        share: of `"parts"`, how far the budget lies from the cheapest network to the biggest.
         settings: of `BarsSearchConfig`, on top of the preset of the data set.
         table: of `"cost"`, the device table; None builds one in the folder.
         workers: processes; None for the preset's.
@@ -126,9 +133,10 @@ def study(
     folder.mkdir(parents=True, exist_ok=True)
     with trials.opened(folder, METHOD, JOURNAL, base, {}, workers) as (journal, pool):
         own_table = _table(folder, base, table, notify) if name == COST else None
+        budgets = _budgets(base, own_table) if name == COST else ()
         plan = _Plan(
-            name, base, tuple(_variants(name, base, share, own_table)), tuple(numbers), randoms, _recipe(base, epochs),
-            own_table, share,
+            name, base, tuple(_variants(name, base, share, budgets)), tuple(numbers), randoms, _recipe(base, epochs),
+            own_table, share, budgets,
         )  # fmt: skip
         estimate = _estimate(plan, pool)
         notify({"event": "study_plan", "study": name, **estimate})
@@ -179,26 +187,33 @@ def _recipe(base: BarsSearchConfig, epochs: int | None) -> Recipe:
     return recipe if epochs is None else recipe.for_epochs(epochs)
 
 
-def _variants(name: str, base: BarsSearchConfig, share: float, table: str | None) -> list[Variant]:
-    from bitnas.methods.bars.prices import FlopPrices
-    from bitnas.methods.bars.training import least_cost
-
+def _variants(name: str, base: BarsSearchConfig, share: float, budgets: Sequence[Budget]) -> list[Variant]:
     if name == CELLS:
         return [Variant(SEARCHED, "the settings as they are")]
     if name == GUARDS:
         return variants.of_guards(base)
+    if name == COST:
+        return variants.of_cost(budgets)
+    from bitnas.methods.bars.prices import FlopPrices
+    from bitnas.methods.bars.training import least_cost
+
     space = evaluate.description(base)
+    prices = FlopPrices(space)
+    return variants.of_parts(base, variants.budget(space, prices, least_cost(space, prices), share))
 
-    def budget(prices: Any) -> float:
-        return variants.budget(space, prices, least_cost(space, prices), share)
 
-    flops = budget(FlopPrices(space))
-    if name == PARTS:
-        return variants.of_parts(base, flops)
-    from bitnas.methods.bars.prices import LatencyPrices
+def _budgets(base: BarsSearchConfig, table: str | None) -> tuple[Budget, ...]:
+    """Of `"cost"`: FLOPs, and the latency of random networks of as many."""
+    from bitnas.methods.bars.prices import FlopPrices, LatencyPrices
 
-    prices = LatencyPrices(space, table, batch=base.latency_batch, threads=base.latency_threads)
-    return variants.of_cost(flops, budget(prices))
+    space = evaluate.description(base)
+    latency = LatencyPrices(space, table, batch=base.latency_batch, threads=base.latency_threads)
+    seed = candidates.derive_seed("budgets")
+    return tuple(
+        variants.matched(
+            space, FlopPrices(space), latency, shares=BUDGETS, count=BUDGET_NETWORKS, within=BUDGET_WITHIN, seed=seed
+        )
+    )
 
 
 def _table(folder: Path, base: BarsSearchConfig, table: str | os.PathLike[str] | None, notify: Progress) -> str:
@@ -295,19 +310,25 @@ def _random_rows(plan: _Plan, searched: Mapping[str, Any]) -> list[dict[str, Any
     config = plan.config(plan.variants[0], searched["seed"])
     space = evaluate.description(config)
     seed = candidates.derive_seed(searched["seed"], "random cells")
-    drawn = variants.equal_cost(
-        space, Architecture.from_dict(searched["architecture"]), FlopPrices(space), plan.randoms, seed, within=WITHIN
-    )
-    return [
-        {
-            **_described(config, architecture),
-            "variant": RANDOM,
-            "seed": searched["seed"],
-            "label": f"{RANDOM} {number}",
-            "kind": "random",
-        }
-        for number, architecture in enumerate(drawn, 1)
-    ]
+    own = Architecture.from_dict(searched["architecture"])
+    rows = []
+    drawn = variants.equal_cost(space, own, FlopPrices(space), plan.randoms, seed, within=WITHIN)
+    for number, architecture in enumerate(drawn, 1):
+        found = _described(config, architecture)
+        differ, edges = variants.differing(own, architecture)
+        rows.append(
+            {
+                **found,
+                "variant": RANDOM,
+                "seed": searched["seed"],
+                "label": f"{RANDOM} {number}",
+                "kind": "random",
+                "cost_ratio": found["loss_flops"] / searched["loss_flops"] if searched["loss_flops"] else None,
+                "edges_differ": differ,
+                "edges": edges,
+            }
+        )
+    return rows
 
 
 def _described(config: BarsSearchConfig, architecture: Architecture) -> dict[str, Any]:
@@ -399,7 +420,8 @@ def _estimate(plan: _Plan, pool: Workers) -> dict[str, Any]:
     alone = candidates.single_threaded
     steps = max(1, round(len(few[0]) / controller.batch_size))
     each = _timed(lambda: alone(training.train)(space, one, *few, seed=0)) / steps
-    search = each * -(-len(weights) // controller.batch_size) * controller.epochs
+    epochs = statistics.fmean(v.controller.get("epochs", controller.epochs) for v in plan.variants)
+    search = each * -(-len(weights) // controller.batch_size) * epochs
     recipe = plan.recipe
     known = trials.parts(config).known
     some = known.subset(torch.arange(min(len(known), 2 * recipe.batch_size)))
@@ -453,11 +475,45 @@ def _protocol(plan: _Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"random: up to {plan.randoms} for each seed with the widths and depths of the searched network and its "
             f"cost within {100 * WITHIN:.0f} %, from a walk in which all such cells are equally likely"
         )
-    if plan.name in (COST, PARTS):
+        drawn = [row for row in rows if row["variant"] == RANDOM]
+        ratios = [row["cost_ratio"] for row in drawn if row["cost_ratio"] is not None]
+        if ratios:
+            lines.append(
+                f"the random ones have {statistics.fmean(ratios):.3f}x the cost of their searched one on average "
+                f"({min(ratios):.3f} to {max(ratios):.3f}) and differ from it on "
+                f"{statistics.fmean(row['edges_differ'] for row in drawn):.1f} of {drawn[0]['edges']} edges"
+            )
+    if plan.name == PARTS:
         lines.append(
-            f"budget: {100 * plan.share:g} % of the way from the cheapest network of the space to the biggest"
-            + (", in FLOPs and in microseconds by the device table" if plan.name == COST else ", in FLOPs")
+            f"budget: {100 * plan.share:g} % of the FLOPs from the cheapest network of the space to the biggest"
+        )
+    if plan.name == COST:
+        lines += [
+            f"{own.name}: {own.flops:,.0f} FLOPs, below which {100 * BUDGETS[own.name]:g} % of {BUDGET_NETWORKS} "
+            f"random networks of the space are; {own.latency:.0f} us, the mean by the device table of the "
+            f"{own.networks} of them with these FLOPs within {100 * BUDGET_WITHIN:g} %"
+            for own in plan.budgets
+        ]
+        lines.append(
+            "area: under accuracy against measured latency, up to a corner that all share, in % of the rectangle; of "
+            "the two networks of a kind the slower one counts wherever the latency allows it"
         )
     if plan.name == GUARDS:
-        lines.append("share of skips, of none: of the edges of all groups of cells, whatever the depths are")
+        lines += _of_guards(base)
+    return lines
+
+
+def _of_guards(base: BarsSearchConfig) -> list[str]:
+    from bitnas.methods.bars.controller import Controller
+
+    lines = ["share of skips, of none: of the edges of all groups of cells, whatever the depths are"]
+    if variants.mixed(Controller.from_dict(base.controller), base.space["operations"]):
+        lines.append(
+            "Bernoulli, each operation on or off by itself, is not among the variants: none is an operation of this "
+            "space, and its logit would get no gradient from the loss; softmax stands in its place"
+        )
+    if left_out := variants.spared(base):
+        lines.append(
+            f"not added: {', '.join(left_out)}; another guard that has the weights ahead of the architecture is used"
+        )
     return lines

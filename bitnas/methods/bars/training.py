@@ -49,22 +49,30 @@ __all__ = [
 
 FORMAT = "bitnas-bars-supernet-1"
 HESSIAN = "hessian"
+_EXPECTED = "the expected cost"
 
 
 class SearchDiverged(NonFiniteError):
-    """A number of the search is NaN or infinite. `epoch` and `step` within it count from 0."""
+    """A number of the search is NaN or infinite. `epoch` and `step` within it count from 0; `kept` is the checkpoint of
+    a step before, None if there is none."""
 
-    def __init__(self, epoch: int, step: int, what: str, value: float) -> None:
-        hint = "architecture_lr, or a higher temperature" if "controller" in what else "lr"
+    def __init__(self, epoch: int, step: int, what: str, value: float, kept: Path | None = None) -> None:
+        if what.startswith(_EXPECTED):
+            fix = "other prices (a device table that is built anew)"
+        elif "controller" in what:
+            fix = "a lower architecture_lr or a higher temperature (bitnas search --controller FILE.json)"
+        else:
+            fix = "a lower lr (bitnas search --controller FILE.json)"
         super().__init__(
-            f"the search diverged: {what} is {value} at epoch {epoch}, step {step}; a checkpoint is of a step "
-            f"before. Try a lower {hint}"
+            f"the search diverged: {what} is {value} at epoch {epoch}, step {step}; "
+            f"{'no checkpoint was written before' if kept is None else f'{kept} holds a step before'}. "
+            f"A resume with the same settings diverges again: start anew, in another folder, with {fix}"
         )
-        self.epoch, self.step, self.what, self.value = epoch, step, what, value
+        self.epoch, self.step, self.what, self.value, self.kept = epoch, step, what, value, kept
 
-    def __reduce__(self) -> tuple[type[SearchDiverged], tuple[int, int, str, float]]:
+    def __reduce__(self) -> tuple[type[SearchDiverged], tuple[int, int, str, float, Path | None]]:
         """Rebuild from the arguments, so that the error survives the way back from a worker process."""
-        return type(self), (self.epoch, self.step, self.what, self.value)
+        return type(self), (self.epoch, self.step, self.what, self.value, self.kept)
 
 
 class _Chance(IntEnum):
@@ -146,7 +154,8 @@ def train(
         network that is extracted from it has to be recalibrated.
 
     Raises:
-        SearchDiverged: a loss, an expected cost or the controller is not finite; the checkpoint holds what came before.
+        SearchDiverged: a loss, an expected cost or the controller is not finite; the checkpoint, if one was written,
+            holds a step before.
         ValueError: the arguments do not go together, or a budget is below the cheapest network.
         CorruptFileError: the checkpoint is damaged, or of another search.
     """
@@ -168,10 +177,14 @@ def train(
     while state.position.epoch < controller.epochs and not (state.course and state.course[-1]["stopped"]):
         interrupt = Interrupt()
         with interrupt.held(saved is not None):
-            _train_epoch(state, steps, data, val, seed, saved, interrupt, on_step)
-            record = _end_epoch(state, steps, data, val, seed)
-            if saved is not None:
-                _write(saved, state)
+            try:
+                _train_epoch(state, steps, data, val, seed, saved, interrupt, on_step)
+                record = _end_epoch(state, steps, data, val, seed)
+                if saved is not None:
+                    _write(saved, state)
+            except NotFinite as error:
+                at, kept = state.position, saved.path if saved is not None and saved.path.exists() else None
+                raise SearchDiverged(at.epoch, at.step, error.what, error.value, kept) from error
             if interrupt.pressed:
                 raise KeyboardInterrupt
         if on_epoch is not None:
@@ -206,20 +219,17 @@ def _train_epoch(
     )  # fmt: skip
     start = time.perf_counter()
     for step in range(first, count):
-        try:
-            if step in due:
-                images, labels = next(own)
-                loss, right = steps.train_architecture(
-                    images, labels, epoch, _seed(seed, epoch, step, _Chance.ARCHITECTURE_CHOICES)
-                )
-                state.arch_loss += loss
-                state.arch_correct += right
-                state.arch_images += len(labels)
-                state.arch_steps += 1
-            images, labels = next(batches)
-            loss, right = steps.train_weights(images, labels, epoch, _seed(seed, epoch, step, _Chance.CHOICES))
-        except NotFinite as error:
-            raise SearchDiverged(epoch, step, error.what, error.value) from error
+        if step in due:
+            images, labels = next(own)
+            loss, right = steps.train_architecture(
+                images, labels, epoch, _seed(seed, epoch, step, _Chance.ARCHITECTURE_CHOICES)
+            )
+            state.arch_loss += loss
+            state.arch_correct += right
+            state.arch_images += len(labels)
+            state.arch_steps += 1
+        images, labels = next(batches)
+        loss, right = steps.train_weights(images, labels, epoch, _seed(seed, epoch, step, _Chance.CHOICES))
         position.step += 1
         position.loss += loss
         position.correct += right
@@ -237,21 +247,18 @@ def _end_epoch(state: _SearchState, steps: Steps, data: Source, val: Source, see
     """Prune, measure, note the epoch in the course, and go to the start of the next one."""
     start, done = time.perf_counter(), state.position
     controller, epoch = steps.controller, done.epoch
-    try:
-        if epoch >= controller.first_architecture_epoch:
-            steps.prune(epoch)
-        hessian = _curvature(steps, val, seed, epoch)
-        with torch.no_grad():
-            probabilities = steps.supernet.probabilities()
-            costs = {name: float(steps.prices[name].expected(probabilities)) for name in steps.prices}
-            for name, value in costs.items():
-                if not math.isfinite(value):
-                    raise NotFinite(f"the expected cost ({name})", value)
-            multiplier = float(steps.factor(probabilities))
-            layout = torch.cat([entropies(t).flatten() for t in (probabilities.widths, *probabilities.depths)])
-            edges = entropies(probabilities.edges)
-    except NotFinite as error:
-        raise SearchDiverged(epoch, done.step, error.what, error.value) from error
+    if epoch >= controller.first_architecture_epoch:
+        steps.prune(epoch)
+    hessian = _curvature(steps, val, seed, epoch)
+    with torch.no_grad():
+        probabilities = steps.supernet.probabilities()
+        costs = {name: float(steps.prices[name].expected(probabilities)) for name in steps.prices}
+        for name, value in costs.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{_EXPECTED} ({name})", value)
+        multiplier = float(steps.factor(probabilities))
+        layout = torch.cat([entropies(t).flatten() for t in (probabilities.widths, *probabilities.depths)])
+        edges = entropies(probabilities.edges)
     record = {
         "epoch": epoch,
         "loss": done.loss / len(data),
@@ -284,7 +291,7 @@ def _write(saved: Checkpoint, state: _SearchState) -> None:
     finite = [bool(torch.isfinite(parameter).all()) for parameter in state.model.parameters()]
     if not all(finite):
         where = next(name for (name, _), good in zip(state.model.named_parameters(), finite, strict=True) if not good)
-        raise SearchDiverged(state.position.epoch, state.position.step, f"a value of the weights ({where})", math.inf)
+        raise NotFinite(f"a value of the weights ({where})", math.inf)
     saved.write(state)
 
 

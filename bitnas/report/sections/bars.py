@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ...search.pareto import Objective, dominates, non_dominated
 from .. import agreement, findings, numbers, subnets
 from .. import bars_course as told
 from ..cells import EDGES, NONE, SKIP, Architecture, Space, alive, colour, live_nodes, long_name, read_architecture
@@ -13,7 +14,7 @@ from ..figures import probabilities as figures
 from ..figures import supernet as planes
 from ..figures.common import count_tick
 from ..html import Section, bullets, details, figure, grid, note, paragraph, plain
-from ..records import Network, Run, number, setting
+from ..records import Candidate, Network, Run, number, setting
 
 _MOST = 6  # networks whose cells are drawn
 
@@ -140,7 +141,76 @@ def front(run: Run) -> Section:
         f"Accuracies are {_judged(run)}, on the search's validation images. The front was picked on these images, "
     )
     meaning += "so its accuracies are a little too good; test images decide."
-    return name, body + note(meaning)
+    return name, body + bullets(_left_out(run)) + note(meaning)
+
+
+def _left_out(run: Run) -> list[str]:
+    """Networks that exact latencies would put on the front, and because of which ones they are not there."""
+    objectives, known = _objectives(run), run.candidates
+    known = [c for c in known if all(c.get(objective.name) is not None for objective in objectives)]
+    if not run.front or not any(objective.spread for objective in objectives):
+        return []
+    metrics = [{name: value for name in c.metrics if (value := c.get(name)) is not None} for c in known]
+    vectors = [[objective.loss(m) for objective in objectives] for m in metrics]
+    intervals = [[objective.interval(m) for objective in objectives] for m in metrics]
+
+    def beaten(by: int, one: int) -> bool:
+        pair = (by, one)
+        own = {"vectors": [vectors[n] for n in pair], "intervals": [intervals[n] for n in pair]}
+        return non_dominated(**own, objectives=objectives) == [0]  # type: ignore[arg-type]
+
+    meet, later = [], []
+    for one, candidate in enumerate(known):
+        if candidate.label or any(dominates(vector, vectors[one]) for vector in vectors):
+            continue
+        better = [n for n in range(len(known)) if n != one and beaten(n, one)]
+        if better:
+            best = min(better, key=lambda n: (not known[n].label, vectors[n]))
+            beside = f" ({known[best].label})" if known[best].label else ""
+            meet.append(f"{_worth(candidate)}, beside {_worth(known[best])}{beside}")
+        elif run.fronts and candidate.key in run.fronts[-1]:
+            later.append(_worth(candidate))
+    found = []
+    if meet:
+        found.append(
+            f"{_were(len(meet))} left out of the front though faster by the numbers: the latency could not be told "
+            f"apart from that of a better one: {_named(meet)}."
+        )
+    if later:
+        found.append(
+            f"{_were(len(later))} left out when the front was timed again, whole and in turns: its latency was then "
+            f"worse, or could not be told apart from that of a better one: {_named(later)} (first latency)."
+        )
+    return found
+
+
+def _objectives(run: Run) -> list[Objective]:
+    """What decided the front, with the noise that it was allowed; empty where the run does not say."""
+    wanted, noise = setting(run.config, "objectives"), setting(run.config, "latency_tolerance")
+    margin, allowed = setting(run.config, "accuracy_tolerance"), {"noise": noise}
+    tolerance = number({"margin": margin}, "margin") or 0.0
+    costs = [
+        Objective(
+            name,
+            relative_tolerance=max(0.0, number(allowed, "noise") or 0.0) if name == "latency_us" else 0.0,
+            spread=("latency_low_us", "latency_high_us") if name == "latency_us" else None,
+        )
+        for name in subnets.deciding(run)
+    ]
+    accuracy = isinstance(wanted, list) and "accuracy" in wanted
+    return [Objective("accuracy", maximize=True, tolerance=max(0.0, tolerance)), *costs] if accuracy else costs
+
+
+def _were(count: int) -> str:
+    return f"{numbers.plural(count, 'network')} {'was' if count == 1 else 'were'}"
+
+
+def _named(texts: list[str]) -> str:
+    return "; ".join(texts[:_MOST]) + (f"; {len(texts) - _MOST} more" if len(texts) > _MOST else "")
+
+
+def _worth(candidate: Candidate) -> str:
+    return f"{numbers.percent(candidate.get('accuracy'))} at {numbers.duration(candidate.get('latency_us'))}"
 
 
 def deployed(run: Run) -> Section:

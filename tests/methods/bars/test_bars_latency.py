@@ -5,7 +5,9 @@ Prices are made up, another one for each call, so that one call taken for anothe
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import random
 
 import pytest
@@ -14,8 +16,8 @@ import torch
 from bitnas.cost.call_times import Reading
 from bitnas.cost.device_table import DeviceTable, TableWriter, Visit, latency_key, now
 from bitnas.methods.bars import outline
-from bitnas.methods.bars.choices import one_hot
-from bitnas.methods.bars.description import Description
+from bitnas.methods.bars.choices import Choices, one_hot
+from bitnas.methods.bars.description import Architecture, Description
 from bitnas.methods.bars.latency import LatencySpace, _targets, build, built, check, holds, last_check, predict
 from bitnas.methods.bars.prices import LatencyPrices
 from bitnas.methods.bars.structure import roles, structures, ways
@@ -162,6 +164,37 @@ def test_beside_its_calls_a_pass_costs_what_passes_of_about_as_many_do(tmp_path)
         found.append(LatencyPrices(CHANGING, path).expected(p).item() - 100)
     calls, with_slope = found  # the mean number of calls, since each costs 1 us, and that and half of it
     assert with_slope == pytest.approx(1.5 * calls, rel=1e-3)
+
+
+@pytest.mark.parametrize("description", [CHANGING, SHARED, FLOAT], ids=lambda d: d.name)
+def test_beside_its_calls_the_mean_is_off_by_little(description, tmp_path):
+    """All networks of some choices that are open, the others made; a price that grows with the square."""
+
+    def price(signature):
+        found = json.loads(signature)
+        return 3.0 + 0.01 * found["calls"] ** 2 if found["does"] == "pass" else made_up(signature)
+
+    prices = LatencyPrices(description, write_table(tmp_path / "t.sqlite", description, price=price))
+    _, p = probabilities(description, 0)
+    rng, d = random.Random(0), description
+    edges = p.edges.clone().view(-1, len(d.operations))
+    for row in rng.sample(range(len(edges)), len(edges) - 3):
+        edges[row] = torch.eye(len(d.operations))[rng.randrange(len(d.operations))]
+    p = Choices(edges.view_as(p.edges), one_hot(d, d.biggest).widths.double(), p.depths)
+    open_rows = [[n for n, chance in enumerate(row) if chance] for row in edges.tolist()]
+    mean = 0.0
+    for operations in itertools.product(*open_rows):
+        names = [d.operations[n] for n in operations]
+        cells = tuple(tuple(names[first : first + len(EDGES)]) for first in range(0, len(names), len(EDGES)))
+        chance = math.prod(row[n] for row, n in zip(edges.tolist(), operations, strict=True))
+        for depths in itertools.product(*d.depth_choices):
+            share = math.prod(
+                float(t[choices.index(depth)])
+                for t, choices, depth in zip(p.depths, d.depth_choices, depths, strict=True)
+            )
+            mean += chance * share * prices.of(Architecture(cells, d.biggest.widths, depths))
+    assert prices.expected(p).item() == pytest.approx(mean, rel=1e-4)
+    assert prices.expected(p).item() != pytest.approx(mean, rel=1e-9)
 
 
 def test_a_gradient_reaches_every_choice(tmp_path):

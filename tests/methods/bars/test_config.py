@@ -92,6 +92,16 @@ def test_the_space_is_kept_as_it_was_read(tmp_path):
         ({"controller": {"epochs": 0}}, ValueError, r"controller\.epochs: got 0, wanted at least 1"),
         ({"controller": {"epoch": 1}}, ValueError, r"controller: unknown settings \['epoch'\]"),
         ({"controller": {"prune": 2}}, ValueError, r"controller\.prune: got 2"),
+        (
+            {"controller": {"flops_budget": 4e5}},
+            ValueError,
+            r"controller\.flops_budget: got 400000 with controller\.cost 'none'.*wanted cost 'flops' or 'both'",
+        ),
+        (
+            {"controller": Controller(latency_budget=300)},
+            ValueError,
+            r"controller\.latency_budget: got 300 with controller\.cost 'none'.*wanted cost 'latency' or 'both'",
+        ),
         ({"controller": {"cost": "latency"}}, ValueError, r"controller\.latency_budget: got None, wanted microseconds"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import bitnas.methods.bars as bars
@@ -18,6 +20,7 @@ from bitnas.cost import count
 from bitnas.files import CorruptFileError, load_tensors, read_json_checked, save_tensors
 from bitnas.methods import nasbnn
 from bitnas.methods.bars import evaluate
+from bitnas.methods.bars.course import at_chance
 from bitnas.methods.bars.deploy import deploy
 from bitnas.methods.bars.description import Architecture
 from bitnas.methods.bars.training import FORMAT, SearchDiverged, load_supernet
@@ -280,10 +283,32 @@ def test_measured_latency_takes_part(finished, tmp_path):
 def test_a_missing_device_table_is_named_with_the_command_that_builds_it(tmp_path):
     controller = {**TINY.controller, "cost": "latency", "latency_budget": 1e6}
     config = dataclasses.replace(TINY, controller=controller, latency_table=str(tmp_path / "t.sqlite"))
-    build = r"bitnas latency build --method bars --space tiny .* --input-size 1,8,8 --num-classes 10 --batch 1 --thr"
+    build = (
+        r"bitnas latency build --method bars --space FILE.json --data digits --batch 1 --threads 1 --table .*t\.sqlite"
+    )
+    build += ", with the file of the space tiny"
     with pytest.raises(FileNotFoundError, match=r"t\.sqlite: no such latency table.*" + build):
         bars.search(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_that_builds_a_missing_table_is_whole(tmp_path):
+    """It can be pasted: what builds the table then finds the space, the images, the batch and the file."""
+    table = tmp_path / "a table.sqlite"
+    controller = {**TINY.controller, "cost": "latency", "latency_budget": 1e6}
+    config = dataclasses.replace(TINY, space="small", controller=controller, latency_batch=3, latency_table=str(table))
+    with pytest.raises(FileNotFoundError) as caught:
+        bars.search(config, tmp_path / "run")
+    command = shlex.split(str(caught.value).partition("Run: ")[2])
+    assert command[:3] == ["bitnas", "latency", "build"]
+    assert dict(zip(command[3::2], command[4::2], strict=True)) == {
+        "--method": "bars",
+        "--space": "small",
+        "--data": "digits",
+        "--batch": "3",
+        "--threads": "1",
+        "--table": str(table),
+    }
 
 
 @pytest.mark.slow
@@ -445,10 +470,67 @@ def test_a_search_that_diverges_says_where_and_loses_nothing(tmp_path):
     """Rates so high that a number overflows; the checkpoint of the last good epoch is there, if there was one."""
     controller = {**TINY.controller, "optimizer": "sgd", "lr": 1e30, "epochs": 3}
     config = dataclasses.replace(TINY, controller=controller)
-    with pytest.raises(SearchDiverged, match=r"the search diverged: .* at epoch \d+, step \d+"):
+    with pytest.raises(SearchDiverged, match=r"at epoch 0, step \d+; no checkpoint was written before"):
         bars.search(config, tmp_path / "run")
     assert (tmp_path / "run" / "config.json").is_file()
     assert not (tmp_path / "run" / "supernet.safetensors").exists()
+
+
+def test_weights_that_explode_end_the_search_though_every_number_is_finite(tmp_path):
+    controller = {**TINY.controller, "lr": 1e9}
+    words = r"the loss of the weights \(above 66\.1 for 5 steps; guessing has 2\.3; lr is 1e\+09\) is .* at epoch \d+"
+    with pytest.raises(SearchDiverged, match=rf"the search diverged: {words}, step \d+; .* lower lr"):
+        bars.search(dataclasses.replace(TINY, controller=controller), tmp_path / "run")
+    assert not (tmp_path / "run" / "supernet.safetensors").exists()
+
+
+def own_images(path, labels):
+    images = torch.randint(0, 256, (len(labels), 1, 8, 8), dtype=torch.uint8)
+    safetensors.torch.save_file({"images": images, "labels": torch.tensor(labels)}, path)
+    return str(path)
+
+
+def test_images_of_one_class_are_refused(tmp_path):
+    config = dataclasses.replace(TINY, data=own_images(tmp_path / "one.safetensors", [1] * 60))
+    with pytest.raises(ValueError, match=r"data: all 60 images of .* are of class 1; wanted two classes and more"):
+        bars.search(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_with_hardly_an_image_are_warned_of(tmp_path):
+    data = own_images(tmp_path / "few.safetensors", [0, 1] * 100 + [2] * 5)
+    config = dataclasses.replace(TINY, data=data, train_fraction=0.6, val_fraction=0.2)
+    said = evaluate.few_images(config)
+    assert len(said) == 2
+    assert said[0].startswith("the images that train the architecture: of 1 of 3 classes there are fewer than 2 images")
+    assert said[1].startswith("the validation: of 1 of 3 classes there are fewer than 2 images (2; ")
+    assert evaluate.few_images(TINY) == []
+
+
+def test_a_damaged_supernet_says_the_way_out_and_it_works(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    path = folder / "supernet.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(
+        CorruptFileError, match=r"supernet.safetensors: .*\. Delete it and course.json, then `bitnas res"
+    ):
+        evaluate.read_supernet(path)
+    path.unlink()
+    (folder / "course.json").unlink()
+    assert bars.resume(folder) == dataclasses.replace(finished, folder=folder)
+
+
+def test_a_supernet_at_chance_is_told(finished):
+    known = course(finished.folder)
+    assert at_chance([*known, {**known[-1], "accuracy": 0.16}], 10) is None
+    said = at_chance([*known, {**known[-1], "accuracy": 0.149}], 10)
+    assert said.startswith("the supernet ended at chance: it classifies 14.9 % of its training images right, guessing")
+    assert at_chance([{"accuracy": 0.55, "lr": 0.1}], 2)
+    assert at_chance([{"accuracy": 0.56, "lr": 0.1}], 2) is None
+    assert at_chance([{"accuracy": 0.002, "lr": 0.1}], 1000) is None
 
 
 def test_a_failed_network_is_a_record_and_never_kept(finished, tmp_path, monkeypatch):

@@ -434,6 +434,53 @@ def test_the_gradient_by_masks_is_exact(scheme):
     assert torch.autograd.gradcheck(lambda i, o: _MaskedWeight.apply(w, i, o, _RULES[scheme]), masks)
 
 
+@pytest.mark.parametrize("kept", [None, "a constant"])
+@pytest.mark.parametrize("scheme", _RULES)
+def test_the_gradient_by_one_mask_alone_is_exact(scheme, kept):
+    """Where the other is not there, or needs no gradient."""
+    torch.manual_seed(0)
+    w = torch.randn(2, 3, 4, 2, 2, dtype=torch.float64)
+    of_input, of_output = (torch.rand(n, dtype=torch.float64).add_(0.1) for n in (4, 3))
+    other = (None, None) if kept is None else (of_input, of_output)
+    own = of_input.clone().requires_grad_(), of_output.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda i: _MaskedWeight.apply(w, i, other[1], _RULES[scheme]), own[0])
+    assert torch.autograd.gradcheck(lambda o: _MaskedWeight.apply(w, other[0], o, _RULES[scheme]), own[1])
+
+
+@pytest.mark.parametrize("name", ["tiny", "cell widths", "bireal", "xnor"])
+def test_a_gradient_by_depths_or_widths_alone_is_that_by_both(name):
+    """One-hot widths that need no gradient are cut and leave no mask, but depths mix what is of several widths. Weights
+    are ±1/4 and probabilities powers of 2: see `test_one_batch_moves_a_point_as_it_moves_its_network`."""
+    description = SPACES[name]
+    widths = [description.widths[-(number % 2)] for number in range(description.width_count)]
+    x, point = images(description).double(), dataclasses.replace(description.biggest, widths=tuple(widths))
+    held = one_hot(description, point).map(torch.Tensor.double)
+    depths = tuple(torch.tensor({2: [0.5, 0.5], 3: [0.5, 0.25, 0.25]}[len(t)]).double() for t in held.depths)
+
+    def gradients(by_widths, by_depths):
+        widths = held.widths.clone().requires_grad_(by_widths)
+        mixed = tuple(tensor.clone().requires_grad_(by_depths) for tensor in depths)
+        net = supernet(description).double()
+        with torch.no_grad():
+            for module in net.modules():
+                if isinstance(module, BinaryConv2d):
+                    module.weight.copy_(module.weight.sign() / 4)
+        net(x, Choices(held.edges, widths, mixed)).square().sum().backward()
+        return widths.grad, [tensor.grad for tensor in mixed]
+
+    both = gradients(True, True)
+    widths, nothing = gradients(True, False)
+    assert nothing == [None] * len(depths)
+    assert torch.allclose(widths, both[0], rtol=1e-9, atol=1e-12)
+    nothing, alone = gradients(False, True)
+    assert nothing is None
+    for found, wanted in zip(alone, both[1], strict=True):
+        # What moves all of them alike is no choice: a mask that is always 1 is left out.
+        found, wanted = found - found.mean(), wanted - wanted.mean()
+        assert wanted.abs().sum() > 0
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("scheme", _RULES)
 def test_the_gradient_by_kept_weights_is_the_schemes(scheme):
     torch.manual_seed(0)

@@ -6,9 +6,11 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from bitnas.methods.bars.controller import Controller
 from bitnas.methods.bars.description import Description
 from bitnas.methods.bars.hessian import top_eigenvalue
 from bitnas.methods.bars.prices import FlopPrices
-from bitnas.methods.bars.steps import Steps, entropies
+from bitnas.methods.bars.steps import NotFinite, Steps, entropies, far_beyond_chance
 from bitnas.methods.bars.supernet import Supernet
 from bitnas.methods.bars.training import (
     SearchDiverged,
@@ -581,7 +583,7 @@ def poisoned(step, what):
         ),
         ("train_weights", "depths.0", r"the controller's logits \(depths.0\) is nan at epoch 1, step 1"),
         ("train_architecture", "fc.weight", "the loss of the architecture is nan at epoch 1, step 1"),
-        ("train_weights", "fc.weight", "the loss of the weights is nan at epoch 1, step 1.*Try a lower lr"),
+        ("train_weights", "fc.weight", "the loss of the weights is nan at epoch 1, step 1.*with a lower lr"),
     ],
 )
 def test_nan_is_named_and_loses_nothing(tmp_path, monkeypatch, step, parameter, message):
@@ -590,11 +592,31 @@ def test_nan_is_named_and_loses_nothing(tmp_path, monkeypatch, step, parameter, 
         patch.setattr(Steps, step, poisoned(step, parameter))
         with pytest.raises(SearchDiverged, match=message) as caught:
             run(checkpoint=path, checkpoint_every=0)
-    assert (caught.value.epoch, caught.value.step) == (1, 1)
+    assert (caught.value.epoch, caught.value.step, caught.value.kept) == (1, 1, path)
+    assert f"{path} holds a step before" in str(caught.value)
+    assert "the same settings diverges again: start anew, in another folder" in str(caught.value)
     kept, metadata = load_tensors(path, expected_format="bitnas-training-2")
     assert (metadata["position"]["epoch"], metadata["position"]["step"]) == (1, 1)
     assert all(bool(torch.isfinite(tensor.float()).all()) for tensor in kept.values())
     assert_equal(tensors(run(checkpoint=path)[0]), whole()[0])  # it goes on from there
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_no_checkpoint_is_spoken_of_before_there_is_one(tmp_path, monkeypatch, given):
+    path = tmp_path / "run.safetensors"
+    original = Steps.train_weights
+
+    def poison(self, *arguments):
+        with torch.no_grad():
+            self.supernet.edges[0, 0, 0] = torch.nan
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Steps, "train_weights", poison)
+    with pytest.raises(SearchDiverged, match="no checkpoint was written before.*architecture_lr") as caught:
+        run(checkpoint=path if given else None)
+    assert not path.exists()
+    assert "holds a step before" not in str(caught.value)
+    assert caught.value.kept is None
 
 
 def test_rates_that_explode_are_caught_before_they_are_written(tmp_path):
@@ -609,13 +631,26 @@ def test_rates_that_explode_are_caught_before_they_are_written(tmp_path):
             path.unlink()
 
 
+def test_a_loss_that_was_far_off_for_a_few_steps_may_recover():
+    steps = steps_of(PLAIN)
+    limit = far_beyond_chance(3)
+    for _ in range(3):
+        for _ in range(4):
+            steps._check_loss(limit + 1, 0.1)
+        steps._check_loss(limit, 0.1)
+    for _ in range(4):
+        steps._check_loss(limit + 1, 0.1)
+    with pytest.raises(NotFinite, match=r"\(above 42 for 5 steps; guessing has 1.1; lr is 0.1\) is 42\.97"):
+        steps._check_loss(limit + 1, 0.1)
+
+
 def test_a_cost_that_is_not_finite_is_named():
     class Broken(FlopPrices):
         def expected(self, probabilities):
             return super().expected(probabilities) * torch.nan
 
     controller = dataclasses.replace(PLAIN, cost="flops", warmup_epochs=1)
-    with pytest.raises(SearchDiverged, match=r"the expected cost \(flops\) is nan at epoch 0, step 3"):
+    with pytest.raises(SearchDiverged, match=r"the expected cost \(flops\) is nan at epoch 0, step 3.*other prices"):
         run(controller, prices={"flops": Broken(TINY)})
     steps = steps_of(controller, prices={"flops": Broken(TINY)})
     with pytest.raises(ArithmeticError, match=r"the expected cost \(flops\) is nan"):
@@ -623,9 +658,9 @@ def test_a_cost_that_is_not_finite_is_named():
 
 
 def test_the_error_survives_another_process():
-    error = SearchDiverged(3, 5, "the loss of the weights", float("inf"))
-    kind, arguments = error.__reduce__()
-    assert str(kind(*arguments)) == str(error)
+    for kept in (None, Path("s.ckpt.safetensors")):
+        error = SearchDiverged(3, 5, "the loss of the weights", float("inf"), kept)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------
