@@ -89,7 +89,7 @@ def search(
                 "objectives": list(config.objectives),
             }
         )
-        for note in candidates.load_data(config.data, config.seed).notes:
+        for note in (*candidates.load_data(config.data, config.seed).notes, *evaluate.few_images(config)):
             notify({"event": "warning", "message": note})
         table = _table_facts(folder, config, notify)
         space = evaluate.description(config)
@@ -273,13 +273,11 @@ def _bind_supernet(
     folder: Path, config: BarsSearchConfig, space: Description, journal: Journal, notify: Progress
 ) -> None:
     """Have the supernet and its course in the folder, and hold the journal to it."""
-    from bitnas.methods.bars import training
-
     path = folder / SUPERNET
     bound = [record.key for record in journal.records() if record.stage == SUPERNET_STAGE]
     if not path.exists():
         _train_supernet(folder, config, space, notify)
-    found = training.load_supernet(path)  # damage is refused before any work
+    found = evaluate.read_supernet(path)  # damage is refused before any work
     if found.description.key() != space.key():
         raise CorruptFileError(path, f"is a supernet of another space than this search. {_AGAIN}")
     try:
@@ -297,6 +295,7 @@ def _train_supernet(folder: Path, config: BarsSearchConfig, space: Description, 
     """Train weights and architecture on the two halves of the train split; goes on from the folder's checkpoint."""
     from bitnas.cost.latency import thread_count
     from bitnas.methods.bars import training
+    from bitnas.methods.bars.course import at_chance
 
     controller = Controller.from_dict(config.controller)
     weights, architecture = evaluate.halves(config)
@@ -329,6 +328,8 @@ def _train_supernet(folder: Path, config: BarsSearchConfig, space: Description, 
     (folder / CHECKPOINT).unlink(missing_ok=True)
     del supernet
     candidates.release_memory()
+    if (said := at_chance(course, space.num_classes)) is not None:
+        notify({"event": "warning", "message": said})
     notify({"event": "architecture_end", "epochs": len(course), "skips": course[-1]["skips"]})
 
 
