@@ -14,10 +14,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
+from bitnas.methods.space_files import checked_fields, load_space, sequence
 from bitnas.models.bars import EDGES, BarsConfig, Cell, canonical
 from bitnas.models.operations import NONE, OPERATIONS
 from bitnas.nn.arguments import integer, positive_real
@@ -48,7 +48,7 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
         """The inverse of `to_dict`."""
-        fields = _checked_fields("architecture", cls, values)
+        fields = checked_fields("architecture", cls, values)
         return cls(tuple(map(tuple, fields["cells"])), tuple(fields["widths"]), tuple(fields["depths"]))
 
 
@@ -103,13 +103,13 @@ class Description:
         if not isinstance(self.layout, str) or not self.layout or set(self.layout) - {NORMAL, REDUCTION}:
             raise ValueError(f"layout: got {self.layout!r}, wanted a word of {NORMAL} and {REDUCTION}")
         self._check_topology()
-        operations = tuple(_sequence("operations", self.operations))
+        operations = tuple(sequence("operations", self.operations))
         if not operations or len(set(operations)) != len(operations) or set(operations) - set(OPERATIONS):
             raise ValueError(f"operations: got {self.operations!r}, wanted some of {', '.join(OPERATIONS)}, none twice")
         if operations == (NONE,):
             raise ValueError("operations: got 'none' alone, wanted one that computes something")
         object.__setattr__(self, "operations", operations)
-        widths = tuple(sorted(positive_real("widths", share) for share in _sequence("widths", self.widths)))
+        widths = tuple(sorted(positive_real("widths", share) for share in sequence("widths", self.widths)))
         if not widths or len(set(widths)) != len(widths) or widths[-1] != 1:
             raise ValueError(f"widths: got {self.widths!r}, wanted shares up to 1, 1 among them, none twice")
         object.__setattr__(self, "widths", widths)
@@ -121,7 +121,7 @@ class Description:
                 raise ValueError("least_depth: got 0, wanted at least 1 for a layout without a reduction cell")
         integer("channels", self.channels)
         integer("num_classes", self.num_classes, 2)
-        size = tuple(integer("input_size", n) for n in _sequence("input_size", self.input_size))
+        size = tuple(integer("input_size", n) for n in sequence("input_size", self.input_size))
         if len(size) != 3:
             raise ValueError(f"input_size: got {self.input_size!r}, wanted (channels, height, width)")
         object.__setattr__(self, "input_size", size)
@@ -132,7 +132,7 @@ class Description:
             numbers = itertools.count(1 if REDUCTION in self.layout else 0)
             object.__setattr__(self, "topology", tuple(0 if c == REDUCTION else next(numbers) for c in self.layout))
             return
-        groups = tuple(integer("topology", group, 0) for group in _sequence("topology", self.topology))
+        groups = tuple(integer("topology", group, 0) for group in sequence("topology", self.topology))
         object.__setattr__(self, "topology", groups)
         if len(groups) != len(self.layout):
             raise ValueError(f"topology: got {len(groups)} groups, wanted one for each of {len(self.layout)} cells")
@@ -297,7 +297,7 @@ class Description:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields, as a file may have them."""
-        return cls(**_checked_fields("space", cls, values))
+        return cls(**checked_fields("space", cls, values))
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON without the name: equal spaces have equal keys."""
@@ -311,36 +311,8 @@ def cut(share: float, channels: int) -> int:
 
 
 def load(name: str | os.PathLike[str]) -> Description:
-    """A space by its name in `DESCRIPTIONS`, or from a JSON file.
-
-    Raises FileNotFoundError for a file that is not there, ValueError naming the file for one that is no space, and
-    ValueError for an unknown name.
-    """
-    if str(name) in DESCRIPTIONS:
-        return DESCRIPTIONS[str(name)]
-    if not str(name).endswith(".json"):
-        raise ValueError(f"space: got {str(name)!r}, wanted one of {', '.join(DESCRIPTIONS)} or a .json file")
-    try:
-        return Description.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} is not a search space: {error}") from error
-
-
-def _checked_fields(what: str, cls: type, values: Any) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{what}: got {values!r}, wanted an object")
-    fields = dataclasses.fields(cls)
-    unknown = sorted(set(values) - {field.name for field in fields})
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if unknown or missing:
-        raise ValueError(f"{what}: unknown fields {unknown}, missing fields {missing}")
-    return dict(values)
-
-
-def _sequence(name: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{name}: got {value!r}, wanted a list")
-    return value
+    """A space by its name in `DESCRIPTIONS`, or from a JSON file; raises as `load_space`."""
+    return load_space(name, DESCRIPTIONS, Description.from_dict)
 
 
 DESCRIPTIONS: dict[str, Description] = {

@@ -11,8 +11,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from bitnas.methods.space_files import checked_fields, load_space, sequence
 
 MOST_PARAMETERS = 10**9  # 15 times the paper's; training holds 16 bytes for each
 
@@ -75,7 +76,7 @@ class Description:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"name: got {self.name!r}, wanted a word")
-        size = _sequence("input_size", self.input_size)
+        size = sequence("input_size", self.input_size)
         if len(size) != 3:
             raise ValueError(f"input_size: got {self.input_size!r}, wanted (channels, height, width)")
         object.__setattr__(self, "input_size", tuple(_integer("input_size", n) for n in size))
@@ -83,7 +84,7 @@ class Description:
         object.__setattr__(self, "stem", _choices("stem", self.stem))
         if self.stem_stride not in (1, 2):
             raise ValueError(f"stem_stride: got {self.stem_stride!r}, wanted 1 or 2")
-        stages = tuple(_sequence("stages", self.stages))
+        stages = tuple(sequence("stages", self.stages))
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
             raise ValueError(f"stages: got {self.stages!r}, wanted at least one Stage")
         object.__setattr__(self, "stages", stages)
@@ -166,7 +167,7 @@ class Description:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields, as a file may have them."""
-        fields = _checked_fields("space", cls, values)
+        fields = checked_fields("space", cls, values)
         stages = fields["stages"]
         if isinstance(stages, str) or not isinstance(stages, Sequence):
             raise TypeError(f"stages: got {stages!r}, wanted a list of objects")
@@ -180,44 +181,16 @@ class Description:
 
 
 def load(name: str | os.PathLike[str]) -> Description:
-    """A space by its name in `DESCRIPTIONS`, or from a JSON file.
-
-    Raises FileNotFoundError for a file that is not there, ValueError naming the file for one that is no space, and
-    ValueError for an unknown name.
-    """
-    if str(name) in DESCRIPTIONS:
-        return DESCRIPTIONS[str(name)]
-    if not str(name).endswith(".json"):
-        raise ValueError(f"space: got {str(name)!r}, wanted one of {', '.join(DESCRIPTIONS)} or a .json file")
-    try:
-        return Description.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} is not a search space: {error}") from error
+    """A space by its name in `DESCRIPTIONS`, or from a JSON file; raises as `load_space`."""
+    return load_space(name, DESCRIPTIONS, Description.from_dict)
 
 
 def _stage(where: str, values: Any) -> Stage:
-    fields = _checked_fields(where, Stage, values)
+    fields = checked_fields(where, Stage, values)
     try:
         return Stage(**fields)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{where}.{error}") from error
-
-
-def _checked_fields(what: str, cls: type, values: Any) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{what}: got {values!r}, wanted an object")
-    fields = dataclasses.fields(cls)
-    unknown = sorted(set(values) - {field.name for field in fields})
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if unknown or missing:
-        raise ValueError(f"{what}: unknown fields {unknown}, missing fields {missing}")
-    return dict(values)
-
-
-def _sequence(name: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{name}: got {value!r}, wanted a list")
-    return value
 
 
 def _integer(name: str, value: Any, low: int = 1) -> int:
@@ -229,7 +202,7 @@ def _integer(name: str, value: Any, low: int = 1) -> int:
 
 
 def _choices(name: str, values: Any) -> tuple[int, ...]:
-    found = tuple(sorted(_integer(name, value) for value in _sequence(name, values)))
+    found = tuple(sorted(_integer(name, value) for value in sequence(name, values)))
     if not found or len(set(found)) != len(found):
         raise ValueError(f"{name}: got {values!r}, wanted at least one number, none twice")
     return found
