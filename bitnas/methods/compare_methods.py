@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnas.methods import candidates, fronts, run_folder, trials
-from bitnas.methods.intervals import bootstrap, outcome, wilson
+from bitnas.methods.intervals import bootstrap, outcome
 from bitnas.methods.run_folder import Progress
 from bitnas.methods.settings import data_name
 from bitnas.search import Journal, Stage, WorkerPool, Workers
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from bitnas.train import Recipe
 
 METHOD, NAME = "methods", "compare"
-VERIFIED_IMAGES = 1000
 # Of data sets, the recipe that networks are retrained by, and its epochs.
 RECIPES_OF = {"digits": ("digits", 20), "cifar10": ("shen2019-cifar10-adam", 200)}
 RATES = (1.0, 0.3)  # times the recipe's learning rate
@@ -395,27 +394,8 @@ def _load(arguments: tuple[Any, ...]) -> nn.Module:
 
 def _finished(folder: Path, number: int, row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Freeze, verify, save and judge one network on the test part; the number keeps files of like names apart."""
-    import torch
-
-    from bitnas import packed
-
-    model, own = _load(row["arguments"]), trials.parts(settings)
-    frozen = packed.freeze(model)
-    verification = packed.verify(model, frozen, own.test.take(torch.arange(min(len(own.test), VERIFIED_IMAGES))))
     file = folder / "networks" / f"{number}-{row['label'].replace(' ', '-').replace('/', '-')}.safetensors"
-    file.parent.mkdir(exist_ok=True)
-    packed.save(frozen, file)
-    right = trials.predictions(frozen, own.test)
-    accuracy = wilson(sum(right), len(right))
-    return {
-        "accuracy": accuracy.mean,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "test_images": len(right),
-        "verified": verification.to_dict(),
-        "file": f"{file.parent.name}/{file.name}",
-        "right": right,
-    }
+    return trials.finished(_load(row["arguments"]), trials.parts(settings), file)
 
 
 def _costs(network: Mapping[str, Any]) -> dict[str, float]:

@@ -40,7 +40,6 @@ from bitnas.methods.bars.config import BarsSearchConfig, preset
 from bitnas.methods.bars.course import share_of
 from bitnas.methods.bars.description import Architecture
 from bitnas.methods.bars.variants import RANDOM, SEARCHED, Budget, Variant
-from bitnas.methods.intervals import wilson
 from bitnas.methods.run_folder import Progress
 from bitnas.models.bars import canonical
 from bitnas.models.operations import NONE, SKIP
@@ -56,7 +55,6 @@ TABLE_ROUNDS, TABLE_SECONDS = 1, 0.2  # of a device table that a study builds: p
 BUDGETS = {variants.SMALL: 0.1, variants.LARGE: 0.35}  # quantiles of the FLOPs of random networks
 BUDGET_NETWORKS, BUDGET_WITHIN = 600, 0.1
 WITHIN = 0.05  # random cells cost as much as the searched ones within this share
-VERIFIED_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -362,30 +360,9 @@ def _time(plan: _Plan, rows: list[dict[str, Any]], journal: Journal, notify: Pro
 
 def _finished(folder: Path, plan: _Plan, row: Mapping[str, Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Freeze, verify and save one network; which test images the frozen network has right."""
-    import torch
-
-    from bitnas import packed
-
-    settings = arguments[0]
-    model = study_tasks.load_one(*arguments)
-    own = trials.parts(BarsSearchConfig.from_dict(settings))
-    frozen = packed.freeze(model)
-    verification = packed.verify(model, frozen, own.test.take(torch.arange(min(len(own.test), VERIFIED_IMAGES))))
+    own = trials.parts(BarsSearchConfig.from_dict(arguments[0]))
     file = folder / "networks" / f"{Path(arguments[-1]).stem}.safetensors"
-    file.parent.mkdir(exist_ok=True)
-    packed.save(frozen, file)
-    right = trials.predictions(frozen, own.test)
-    accuracy = wilson(sum(right), len(right))
-    return {
-        "accuracy": accuracy.mean,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "test_images": len(right),
-        "train_images": len(own.known),
-        "verified": verification.to_dict(),
-        "file": f"{file.parent.name}/{file.name}",
-        "right": right,
-    }
+    return {"train_images": len(own.known), **trials.finished(study_tasks.load_one(*arguments), own, file)}
 
 
 # ---- what it takes, and how it was done -------------------------------------------
