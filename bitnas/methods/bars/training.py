@@ -296,9 +296,12 @@ def _write(saved: Checkpoint, state: _SearchState) -> None:
 
 
 def _curvature(steps: Steps, val: Source, seed: int, epoch: int) -> float | None:
-    """The eigenvalue on the same images every time, a batch of them, where it is due."""
+    """The eigenvalue on the same images every time, a batch of them, where it is due: not before the architecture moves,
+    for what weights learn until then sharpens the loss too and says nothing of it."""
     controller = steps.controller
     if not controller.hessian_every or (epoch + 1) % controller.hessian_every:
+        return None
+    if epoch < controller.first_architecture_epoch:
         return None
     indices = _order(len(val), controller.batch_size, _seed(seed, 0, 0, _Chance.HESSIAN))[0]
     images, labels = next(iter(val.batches([indices])))

@@ -100,7 +100,7 @@ def guards(controller: Controller, operations: Sequence[str]) -> tuple[Guard, ..
         Guard("full start", "every operation starts with weight 1", {"full_start": False}, {"full_start": True}),
         Guard("pruning", "unlikely operations are taken out for good", {"prune": 0.0}, {"prune": late}),
         Guard("eigenvalue stop", "the search ends when the loss becomes sharp",
-              {"hessian_every": 0, "hessian_stop": None}, {"hessian_every": max(1, epochs // 10), "hessian_stop": 1.5}),
+              {"hessian_every": 0, "hessian_stop": None}, {"hessian_every": max(1, epochs // 10), "hessian_stop": 2.0}),
     )  # fmt: skip
 
 

@@ -438,6 +438,8 @@ def test_the_supernets_curvature_is_that_of_its_dense_hessian(monkeypatch):
 def test_the_hessian_is_measured_when_due_and_ends_the_search(monkeypatch):
     course = run(dataclasses.replace(PLAIN, epochs=4, hessian_every=2))[1]
     assert [record["hessian"] is None for record in course] == [True, False, True, False]
+    course = run(dataclasses.replace(PLAIN, epochs=4, hessian_every=1, warmup_epochs=2))[1]
+    assert [record["hessian"] is None for record in course] == [True, True, False, False]  # it has not moved before
     grows = iter([1.0, 1.2, 3.0])
     monkeypatch.setattr(Steps, "curvature", lambda *_: next(grows))
     controller = dataclasses.replace(PLAIN, epochs=9, hessian_every=1, hessian_stop=2.0)
