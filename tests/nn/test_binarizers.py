@@ -63,6 +63,7 @@ def test_encodings():
         "xnor": "sign",
         "bireal": "sign",
         "nasbnn": "sign",
+        "bars": "sign",
     }
 
 
@@ -115,8 +116,9 @@ def test_weight_values_and_scales(shape):
 def test_zero_weight_is_positive(scheme):
     w = torch.tensor([[0.0, -0.0, -2.0, 2.0]])
     layer = SCHEMES[scheme].weight()
-    # Standardised, the same row has mean 0 and deviation sqrt(8 / 3): its mean magnitude is no longer 1.
-    scale = 1 / (8 / 3) ** 0.5 if scheme == "nasbnn" else 1
+    # Standardised, the same row has mean 0 and deviation sqrt(8 / 3): its mean magnitude is no longer 1. Nor is it
+    # where 2 is clamped to 1.
+    scale = {"nasbnn": 1 / (8 / 3) ** 0.5, "bars": 0.5}.get(scheme, 1)
     torch.testing.assert_close(layer(w), scale * torch.tensor([[1.0, 1.0, -1.0, 1.0]]))
 
 
@@ -168,7 +170,7 @@ def straight_through_sign(w: torch.Tensor) -> torch.Tensor:
 def weight_gradient_by_autograd(scheme: str, w: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     w = w.clone().requires_grad_()
     scale = w.abs().mean(dim=(1, 2, 3), keepdim=True)
-    if scheme == "dorefa":
+    if scheme in ("dorefa", "bars"):
         b = w + (w.abs().mean() * sign(w) - w).detach()
     elif scheme == "xnor":
         b = scale * straight_through_sign(w)

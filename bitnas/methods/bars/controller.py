@@ -50,8 +50,8 @@ class Controller:
         prune: a schedule; an operation whose probability is below it at the end of an epoch that trained the
             architecture is gone for good, but never an edge's likeliest. 0 for never.
         hessian_every: epochs between measurements of the largest eigenvalue of the Hessian of the architecture's loss,
-            once the architecture moves; 0 for never. hessian_stop: end the search when it is above so many times the mean of the earlier ones; None
-            for never.
+            once the architecture moves; 0 for never.
+        hessian_stop: end the search when it is above so many times the mean of the earlier ones; None for never.
         cost: `"none"`, `"flops"`, `"latency"` or `"both"`: what multiplies the loss of the architecture.
         flops_budget: FLOPs by rule `bars` without stem and classifier. latency_budget: us. Without their cost neither
             does anything; `BarsSearchConfig` refuses one that is set with cost `"none"`.

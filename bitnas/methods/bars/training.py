@@ -296,8 +296,8 @@ def _write(saved: Checkpoint, state: _SearchState) -> None:
 
 
 def _curvature(steps: Steps, val: Source, seed: int, epoch: int) -> float | None:
-    """The eigenvalue on the same images every time, a batch of them, where it is due: not before the architecture moves,
-    for what weights learn until then sharpens the loss too and says nothing of it."""
+    """The eigenvalue on the same images every time, a batch of them, where it is due; not before it is moving:
+    what weights learn until then sharpens the loss too, and says nothing of it."""
     controller = steps.controller
     if not controller.hessian_every or (epoch + 1) % controller.hessian_every:
         return None
