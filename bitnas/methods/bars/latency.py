@@ -21,7 +21,7 @@ from bitnas.cost.table_space import BuildReport, Code, build, check, open_table
 from bitnas.methods.bars import outline
 from bitnas.methods.bars.description import Architecture, Description
 from bitnas.methods.bars.expected import Entry, Layout
-from bitnas.methods.bars.latency_prices import Item, asked, can_follow, head, items, packs_for, stem
+from bitnas.methods.bars.latency_prices import Item, asked, can_follow, head, items, packs_for, passes_met, stem
 from bitnas.methods.bars.outline import NO_NODES, Numbers
 from bitnas.methods.bars.structure import First, Joined
 from bitnas.models.bars import Bars, BarsConfig, canonical
@@ -144,7 +144,16 @@ def predict(network: BarsConfig, *, table: str | Path | None = None, batch: int 
     """
     key = latency_key(batch=batch, threads=threads)
     about = {"method": METHOD, "input_size": list(network.input_size), "num_classes": network.num_classes}
-    return table_space.predict(open_table(table), signatures(network, batch), key, name(network), about)
+    opened = open_table(table)
+    return table_space.predict(opened, _met(opened, key, signatures(network, batch)), key, name(network), about)
+
+
+def _met(table: DeviceTable, key: Key, calls: Sequence[str]) -> Sequence[str]:
+    """The calls, the last of which is the pass around them: that of the nearest number of calls the table has met."""
+    passes = passes_met(table.entries(key))
+    if not passes:
+        return calls
+    return [*calls[:-1], passes[min(passes, key=lambda count: (abs(count - len(calls) + 1), count))]]
 
 
 def built(description: Description, *, table: str | Path | None = None, batch: int = 1, threads: int = 1) -> bool:

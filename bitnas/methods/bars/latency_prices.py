@@ -10,7 +10,7 @@ there are in all, which is the one thing that is not exact before choices are ma
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -102,6 +102,12 @@ def packs_for(description: Description, entry: Entry) -> bool:
     return entry.cell is not None and description.preprocess == "binary"
 
 
+def passes_met(signatures: Iterable[str]) -> dict[int, str]:
+    """Of the signatures of a table those of a pass, by the number of its calls."""
+    found = {signature: json.loads(signature) for signature in signatures if signature.startswith('{"calls":')}
+    return {values["calls"]: signature for signature, values in found.items() if values["does"] == "pass"}
+
+
 class LatencyPrices:
     """Microseconds per batch, by the device table.
 
@@ -133,8 +139,7 @@ class LatencyPrices:
         }
         self._joins = _Joins(self)
         self._ends = self._of_ends()
-        calls = [(json.loads(s), us) for s, us in self._us.items() if s.startswith('{"calls":')]
-        passes = sorted((found["calls"], us) for found, us in calls if found["does"] == "pass")
+        passes = sorted((count, self._us[signature]) for count, signature in passes_met(self._us).items())
         if self._missing or not passes:
             raise ValueError(self._lacks(max(1, len(self._missing))))
         self._counts = torch.tensor([float(n) for n, _ in passes], dtype=torch.float64)
@@ -228,12 +233,11 @@ class LatencyPrices:
         return torch.softmax(-away / (2 * variance + 1e-9), 0) @ self._passes
 
     def of(self, architecture: Architecture) -> float:
-        """What the table says of a point: the sum of its calls, and of the pass around them.
-
-        Raises ValueError for a point that is not of the space, or has a number of calls that the table has not met.
-        """
-        calls = outline.calls(self.description.network(architecture), self.batch)
-        return table_space.predict(self._table, calls, self._key, "this network").latency_us
+        """What the table says of a point: the sum of its calls, and of the pass around them, whose price is that of the
+        nearest number of calls the table has met. Raises ValueError for a point that is not of the space."""
+        calls = outline.calls(self.description.network(architecture), self.batch)[:-1]
+        count = torch.tensor([float(len(calls))], dtype=torch.float64)
+        return sum(self._us[call] for call in calls) + float(self._beside(count, count.square()))
 
 
 class _Cells:
