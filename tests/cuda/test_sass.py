@@ -41,7 +41,7 @@ FAMILIES = (
     # 384 threads share 65,536 registers until setmaxnreg moves them to the warps that multiply.
     Family("gemm_wgmma_kernel<.*>", ("sm_90a",), ("BGMMA.64x", "UTMALDG.2D", "USETMAXREG"), registers=168),
     Family("conv2d_popc_kernel", needs=("POPC",), registers=80),  # three blocks of 256 threads
-    Family("(regroup|finish|max_pool2d|unpack|pad_rows|ones)_kernel"),
+    Family("(regroup|finish|max_pool2d|unpack|pad_rows|ones|join)_kernel"),
     Family("pack_(last|first)_kernel<.*>"),
 )
 
