@@ -132,6 +132,23 @@ def _opened(path: Path, stamps: object) -> DeviceTable:
     return DeviceTable.open(path)
 
 
+def holding(table: DeviceTable, key: Key, holds: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """The spaces of a table, as `TableSpace.to_dict` gives them, that `holds` takes."""
+    return [space for space in _spaces(table, tuple(key.items())) if holds(space)]
+
+
+@functools.lru_cache(maxsize=2)
+def _spaces(table: DeviceTable, key: tuple[tuple[str, Any], ...]) -> list[dict[str, Any]]:
+    """Reading them takes longer than a prediction does; a table that was opened does not change."""
+    return table.spaces(dict(key))
+
+
+def last_check(table: DeviceTable, key: Key, holds: Callable[[dict[str, Any]], bool]) -> Check | None:
+    """The latest check of the table on a space that `holds` takes; None if there is none."""
+    checks = [found for space in holding(table, key, holds) if (found := table.last_check(key, space)) is not None]
+    return max(checks, key=lambda check: check.date, default=None)
+
+
 def predict(
     table: DeviceTable, signatures: Sequence[str], key: Key, name: str, space: dict[str, Any] | None = None
 ) -> Prediction:

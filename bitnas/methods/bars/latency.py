@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -159,27 +159,15 @@ def _met(table: DeviceTable, key: Key, calls: Sequence[str]) -> Sequence[str]:
 def built(description: Description, *, table: str | Path | None = None, batch: int = 1, threads: int = 1) -> bool:
     """Whether the table was built for this space, or for one that has all its networks, on this device."""
     key = latency_key(batch=batch, threads=threads)
-    return bool(_holding(open_table(table), key, description))
+    return bool(table_space.holding(open_table(table), key, lambda space: holds(space, description)))
 
 
 def last_check(
     description: Description, *, table: str | Path | None = None, batch: int = 1, threads: int = 1
 ) -> Check | None:
     """The latest check of the table on this space, or on one that has all its networks; None if there is none."""
-    key, opened = latency_key(batch=batch, threads=threads), open_table(table)
-    spaces = _holding(opened, key, description)
-    found = [found for space in spaces if (found := opened.last_check(key, space)) is not None]
-    return max(found, key=lambda check: check.date, default=None)
-
-
-def _holding(table: DeviceTable, key: Key, description: Description) -> list[dict[str, Any]]:
-    return [space for space in _spaces(table, tuple(key.items())) if holds(space, description)]
-
-
-@lru_cache(maxsize=2)
-def _spaces(table: DeviceTable, key: tuple[tuple[str, Any], ...]) -> list[dict[str, Any]]:
-    """Reading them takes longer than a prediction does; a table that was opened does not change."""
-    return table.spaces(dict(key))
+    key = latency_key(batch=batch, threads=threads)
+    return table_space.last_check(open_table(table), key, lambda space: holds(space, description))
 
 
 _SAME = ("layout", "channels", "preprocess", "scheme", "stem_stride", "input_size", "num_classes")
